@@ -1,0 +1,1 @@
+"""Where sound comes from: a synthesiser, folders of files, and labelled tasks."""
