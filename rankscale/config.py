@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -76,6 +77,7 @@ class RunConfig(BaseModel):
     rank_clips: Annotated[int, Field(ge=2)] = 12_288  # held-out clips that RankMe is measured on
     rank_eps: Annotated[float, Field(ge=0)] = 1e-7
     tasks: tuple[str, ...] = ("synth",)  # "synth", or HEAR task folders
+    test_folds: Literal["unseen", "all"] = "unseen"  # of folder tasks: the fold kept out of every corpus, or all
     task_clips: Annotated[int, Field(ge=20)] | None = None  # per synthetic task and split, None: the frozen sizes
     checkpoints: Count = 10  # points in the history at which loss and RankMe are measured
     attempt: Annotated[int, Field(ge=0)] = 0  # above 0: a deliberate second try of a failed run
@@ -124,9 +126,21 @@ class RunConfig(BaseModel):
     def tokens(self) -> int:
         return self.frames // self.patch_frames
 
+    def portable(self) -> RunConfig:
+        """The same run with folders given by name only, so that a record says nothing about one machine's disk."""
+        named = {field: tuple(Path(entry).name for entry in getattr(self, field)) for field in ("corpus", "tasks")}
+        return self.replace(**named)
+
+    def untrained(self) -> RunConfig:
+        """The run with the same encoder and measurements and no training: the floor that training must beat."""
+        training = ("decoder_width", "decoder_depth", "mask_ratio", "mask_group", "batch", "lr", "weight_decay",
+                    "warmup", "grad_clip", "precision", "checkpoints", "attempt")  # fmt: skip
+        defaults = {name: type(self).model_fields[name].default for name in training}
+        return self.replace(steps=0, **defaults)
+
     def canonical(self) -> str:
         """JSON of the non-default fields and the schema version: what the hash is taken of."""
-        changed = self.model_dump(mode="json", exclude_defaults=True)
+        changed = self.portable().model_dump(mode="json", exclude_defaults=True)
         return json.dumps(changed | {"schema_version": SCHEMA_VERSION}, sort_keys=True)
 
     @property

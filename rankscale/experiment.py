@@ -1,0 +1,208 @@
+"""One run from end to end: prepare, pre-train, embed, rank, probe, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from rankscale import records, spectra
+from rankscale.budget import budget
+from rankscale.config import RunConfig
+from rankscale.corpus import Corpus, build_corpus, task_mels
+from rankscale.embed import Embed, embed_all, encoder_embedding, logmel_embedding
+from rankscale.mae import save_encoder
+from rankscale.pretrain import Pretrained, pick_device, pretrain
+from rankscale.probe import PROBES, probe_task, quality
+from rankscale.records import Rank, RunRecord, Scores
+from rankscale.sound.synthetic_tasks import frozen_tasks
+from rankscale.sound.tasks import Task, find_tasks, read_task
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run writes. Everything lies under one folder, `runs` unless told otherwise."""
+
+    root: Path = Path("runs")
+
+    @property
+    def records(self) -> Path:
+        return self.root / "records"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def work(self, config: RunConfig) -> Path:
+        return self.root / "work" / config.hash
+
+    def encoder(self, config: RunConfig) -> Path:
+        return self.root / "encoders" / f"{config.hash}.pt"
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """A task with its log-Mel clips, ready to be embedded by anything."""
+
+    task: Task
+    suite: str  # "synthetic" or "real"
+    mels: dict[str, Iterable[Tensor]]  # split -> re-iterable blocks
+
+    def features(self, embed: Embed) -> dict[str, np.ndarray]:
+        """split -> (n_clip, dim)."""
+        return {split: embed_all(embed, blocks) for split, blocks in self.mels.items()}
+
+
+def run(
+    config: RunConfig, places: Places = Places(), device: str = "auto", workers: int = 1, progress: bool = True
+) -> RunRecord:
+    """The record of a configuration: read if it is there, else made, with that of its untrained encoder.
+
+    A run that diverges or collapses gives a record with that status. Interrupted runs go on from their checkpoint.
+    """
+    path = records.record_path(places.records, config)
+    if path.exists():
+        return records.read_record(path)
+    corpus = build_corpus(config, places.cache, workers, progress)
+    suites = load_suites(config, places.cache, progress)
+    untrained = config.untrained()
+    if untrained != config:
+        floor = _run(untrained, corpus, suites, places, device, progress, floors=None)
+        floors = floor.floors | {"untrained": floor.scores}
+        return _run(config, corpus, suites, places, device, progress, floors)
+    return _run(config, corpus, suites, places, device, progress, floors=None)
+
+
+def _run(config, corpus, suites, places, device, progress, floors: dict[str, Scores] | None) -> RunRecord:
+    path = records.record_path(places.records, config)
+    if path.exists():
+        return records.read_record(path)
+    trained = pretrain(config, corpus, places.work(config), device, progress=progress)
+    started = time.monotonic()
+    if floors is None:
+        floors = {name: _score_all(suites, embed, name, progress) for name, embed in logmel_floors().items()}
+    measured = _measure(config, trained, corpus, suites, progress) if trained.status != "diverged" else {}
+    record = RunRecord(
+        hash=config.hash,
+        config=config.portable(),
+        status=trained.status,
+        reason=trained.reason,
+        budget=budget(config),
+        sources=list(corpus.sources),
+        history=list(trained.history),
+        floors=floors,
+        floor_quality={name: suite_quality(scores, suites) for name, scores in floors.items()},
+        task_versions={suite.task.name: suite.task.version for suite in suites},
+        provenance=records.provenance(
+            pick_device(device),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            trained.wall_s,
+            time.monotonic() - started,
+        ),
+        **measured,
+    )
+    records.write_record(record, places.records)
+    save_encoder(trained.model.encoder, places.encoder(config))
+    (places.work(config) / "checkpoint.pt").unlink(missing_ok=True)  # the record and the encoder are safe
+    return record
+
+
+def _measure(config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], progress: bool) -> dict:
+    """Rank and scores of a finished encoder, as fields of its record."""
+    embed = encoder_embedding(trained.model.encoder, config.pool)
+    scores = _score_all(suites, embed, config.encoder, progress)
+    return {
+        "rank": measure_rank(embed, corpus, corpus.heldout_rows, "heldout", config),
+        "rank_train": measure_rank(embed, corpus, corpus.unique_train_rows(config.rank_clips), "train", config),
+        "scores": scores,
+        "quality": suite_quality(scores, suites),
+    }
+
+
+def logmel_floors() -> dict[str, Embed]:
+    """The floors without a model: log-Mel pooled by mean, and by mean and standard deviation."""
+    return {"logmel_mean": logmel_embedding("mean"), "logmel_meanstd": logmel_embedding("meanstd")}
+
+
+def measure_rank(embed: Embed, corpus: Corpus, rows: np.ndarray, clips: str, config: RunConfig) -> Rank | None:
+    """Spectral numbers over corpus clips; None below two clips a dimension, where they say more of n than of z."""
+    z = embed_all(embed, corpus.store.blocks(rows))
+    n_clip, dim = z.shape
+    if n_clip < 2 * dim:
+        return None
+    sigma = spectra.spectrum(z)
+    centred = spectra.spectrum(z, center=True)
+    return Rank(
+        clips=clips,
+        n_clip=n_clip,
+        dim=dim,
+        eps=config.rank_eps,
+        pool=config.pool,
+        layer="last",
+        rankme=spectra.rankme(sigma, config.rank_eps),
+        rankme_centred=spectra.rankme(centred, config.rank_eps),
+        rankme_corrected=spectra.rankme_corrected(z, config.rank_eps) if n_clip >= 4 * dim else None,
+        effective_rank_squared=spectra.effective_rank_squared(centred, center=False),
+        alpha_req=_alpha(centred),
+        singular_values=[float(value) for value in sigma],
+    )
+
+
+def _alpha(centred: Tensor) -> spectra.PowerLawDecay | None:
+    try:
+        return spectra.alpha_req(centred, center=False)
+    except ValueError:  # too few ranks: the record says null, as its schema promises
+        return None
+
+
+def load_suites(config: RunConfig, cache: Path, progress: bool = True) -> list[Suite]:
+    """The scene tasks of a configuration with their log-Mel clips. Raises ValueError where a folder has no task."""
+    suites = []
+    for entry in config.tasks:
+        synthetic = entry == "synth"
+        tasks = frozen_tasks(config.task_clips) if synthetic else _folder_tasks(Path(entry), config)
+        suites += [
+            _suite(task, "synthetic" if synthetic else "real", cache)
+            for task in tqdm(tasks, "tasks", disable=not progress)
+        ]
+    return suites
+
+
+def _folder_tasks(folder: Path, config: RunConfig) -> list[Task]:
+    tasks = [read_task(path) for path in find_tasks(folder)]
+    scenes = [task for task in tasks if task.kind == "scene"]
+    if not scenes:
+        raise ValueError(f"{folder}: no HEAR scene task in this folder (looked for task_metadata.json)")
+    return scenes if config.test_folds == "all" else [task.held_out() for task in scenes]
+
+
+def _suite(task: Task, suite: str, cache: Path) -> Suite:
+    used = {split for fold in task.folds for part in fold for split in part}
+    cache = cache if suite == "synthetic" else None
+    return Suite(task, suite, {split: task_mels(task, split, cache) for split in task.splits if split in used})
+
+
+def _score_all(suites: list[Suite], embed: Embed, label: str, progress: bool) -> Scores:
+    scores: Scores = {probe: {} for probe in PROBES}
+    for suite in tqdm(suites, f"probing {label}", unit="task", disable=not progress):
+        features = suite.features(embed)
+        for probe in PROBES:
+            scores[probe][suite.task.name] = probe_task(suite.task, features, probe)
+    return scores
+
+
+def suite_quality(scores: Scores, suites: list[Suite]) -> dict[str, dict[str, float]]:
+    """Q by probe and suite: the mean over a suite's tasks of (score - chance) / (1 - chance)."""
+    names: dict[str, list[str]] = {}
+    for suite in suites:
+        names.setdefault(suite.suite, []).append(suite.task.name)
+    return {
+        probe: {suite: quality({name: by_task[name]["score"] for name in tasks}) for suite, tasks in names.items()}
+        for probe, by_task in scores.items()
+    }

@@ -1,0 +1,263 @@
+"""The training loop: configuration and corpus in; a trained encoder and its history out, or the status that says why not.
+
+Everything random is a pure function of the seed and the step, so that a run which was killed goes on from its last
+checkpoint and ends where an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rankscale.config import RunConfig
+from rankscale.corpus import Corpus
+from rankscale.embed import embed_all, encoder_embedding
+from rankscale.mae import MAE, decay_groups
+from rankscale.spectra import rankme
+from rankscale.storage import write_atomically
+
+COLLAPSED_RANKME = 1.5  # raw RankMe below this: nearly one direction is left
+EXPLODED_LOSS = 10.0  # normalised patches: predicting nothing costs 1
+HISTORY_CLIPS = 3072  # held-out clips for the RankMe of a history point (the record's own uses all)
+LOSS_CLIPS = 512  # held-out clips for the loss of a history point
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """The run at one step. `train_loss` and `grad_norm` are means since the last point, None before step 1."""
+
+    step: int
+    lr: float
+    train_loss: float | None
+    heldout_loss: float
+    grad_norm: float | None  # before clipping
+    rankme: float
+    rank_clips: int
+
+
+@dataclass
+class TrainState:
+    """All that a checkpoint holds besides weights: where the run is and what it has seen."""
+
+    step: int = 0
+    history: list[HistoryPoint] = field(default_factory=list)
+    loss_sum: float = 0.0  # since the last history point
+    grad_sum: float = 0.0
+    since: int = 0
+    wall_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How a run ended. status: "ok", "diverged" (loss not finite or exploding) or "collapsed" (RankMe near 1)."""
+
+    model: MAE
+    history: tuple[HistoryPoint, ...]
+    status: str
+    reason: str | None
+    wall_s: float
+
+
+class Diverged(Exception):
+    """The loss left the range in which training means anything."""
+
+
+def initial_model(config: RunConfig, corpus: Corpus) -> MAE:
+    """The model before step 0: weights from the seed, input statistics from the corpus."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = MAE.from_config(config)
+    model.encoder.set_input_stats(corpus.input_stats())
+    return model
+
+
+def pick_device(device: str = "auto") -> str:
+    """ "auto" is a CUDA device where there is one, else the CPU."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def learning_rate(step: int, config: RunConfig) -> float:
+    """Linear warm-up over the first share of the steps, then half a cosine to zero at the last."""
+    warmup = round(config.warmup * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, config.steps - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def history_steps(config: RunConfig) -> set[int]:
+    """Step 0, the last step, and log-spaced steps between them: `checkpoints` + 1 of them, or fewer in a short run."""
+    spaced = np.geomspace(max(1, config.steps / 100), max(1, config.steps), config.checkpoints)
+    return {0, config.steps} | {round(step) for step in spaced if step <= config.steps}
+
+
+def mask_generator(seed: int, step: int) -> torch.Generator:
+    """The masks of a step: a CPU generator that depends on nothing but the seed and the step."""
+    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def pretrain(
+    config: RunConfig,
+    corpus: Corpus,
+    workdir: Path,
+    device: str = "auto",
+    save_every_s: float = 60.0,
+    progress: bool = True,
+) -> Pretrained:
+    """Train the masked autoencoder of `config` on `corpus`; go on from `workdir`/checkpoint.pt if it is there.
+
+    workdir: where the checkpoint lives; a killed run loses at most `save_every_s` seconds.
+    Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration.
+    """
+    device = pick_device(device)
+    model = initial_model(config, corpus).to(device)
+    optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=True)
+    checkpoint = workdir / "checkpoint.pt"
+    state = _resume(checkpoint, config, model, optimizer, device)
+    probe = _HistoryProbe(config, corpus, device)
+    status, reason = "ok", None
+    try:
+        _train(config, corpus, model, optimizer, state, probe, checkpoint, save_every_s, progress)
+    except Diverged as error:
+        status, reason = "diverged", str(error)
+    if status == "ok" and state.history[-1].rankme < COLLAPSED_RANKME:
+        status, reason = "collapsed", f"RankMe is {state.history[-1].rankme:.3f} after {state.step} steps"
+    return Pretrained(model, tuple(state.history), status, reason, state.wall_s)
+
+
+def _train(config, corpus, model, optimizer, state, probe, checkpoint, save_every_s, progress) -> None:
+    points = history_steps(config)
+    started = saved = time.monotonic()
+    wall_before = state.wall_s
+    with tqdm(total=config.steps, initial=state.step, desc=config.encoder, unit="step", disable=not progress) as bar:
+        while True:
+            if state.step in points and (not state.history or state.history[-1].step < state.step):
+                _note(state, probe, model, config)
+            state.wall_s = wall_before + time.monotonic() - started
+            done = state.step == config.steps
+            if done or time.monotonic() - saved >= save_every_s:
+                _save(checkpoint, config, model, optimizer, state)
+                saved = time.monotonic()
+            if done:
+                return
+            _step(config, corpus, model, optimizer, state)
+            bar.update()
+            if bar.n % 20 == 0:
+                _show(bar, config, state)
+
+
+def _step(config: RunConfig, corpus: Corpus, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    """One batch: masks, loss, gradient, clip, update."""
+    device = next(model.parameters()).device
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(state.step, config)
+    mel = corpus.batch(state.step, config.batch, config.seed).to(device)
+    with _autocast(config, device):
+        loss = model(mel, generator=mask_generator(config.seed, state.step)).loss
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    value, norm = float(loss.detach()), float(norm)
+    if not (math.isfinite(value) and math.isfinite(norm)) or value > EXPLODED_LOSS:
+        raise Diverged(
+            f"loss {value:.4g}, gradient norm {norm:.4g} at step {state.step}; try a lower lr than {config.lr}"
+        )
+    optimizer.step()
+    state.step += 1
+    state.loss_sum += value
+    state.grad_sum += norm
+    state.since += 1
+
+
+def _autocast(config: RunConfig, device: torch.device):
+    return torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+
+class _HistoryProbe:
+    """Held-out loss and RankMe on the same clips and masks at every point of the history."""
+
+    def __init__(self, config: RunConfig, corpus: Corpus, device: str):
+        self.corpus, self.device = corpus, device
+        rows = np.random.default_rng(3).permutation(corpus.heldout_rows)
+        self.rank_rows, self.loss_rows = rows[:HISTORY_CLIPS], rows[:LOSS_CLIPS]
+        self.eps, self.pool = config.rank_eps, config.pool
+
+    @torch.inference_mode()
+    def heldout_loss(self, model: MAE) -> float:
+        generator = mask_generator(0, 0)
+        total = 0.0
+        for mel in self.corpus.store.blocks(self.loss_rows):
+            total += float(model(mel.to(self.device), generator=generator).loss) * len(mel)
+        return total / len(self.loss_rows)
+
+    def rankme(self, model: MAE) -> float:
+        z = embed_all(encoder_embedding(model.encoder, self.pool), self.corpus.store.blocks(self.rank_rows))
+        return rankme(z, self.eps) if np.isfinite(z).all() else math.nan
+
+
+def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig) -> None:
+    """Add a point to the history; a model that no longer gives finite embeddings has diverged."""
+    model.eval()
+    loss, rank = probe.heldout_loss(model), probe.rankme(model)
+    model.train()
+    if not math.isfinite(loss) or not math.isfinite(rank):
+        raise Diverged(f"held-out loss {loss:.4g}, RankMe {rank:.4g} at step {state.step}: not finite")
+    mean = (lambda total: total / state.since) if state.since else (lambda total: None)
+    lr = learning_rate(min(state.step, max(0, config.steps - 1)), config) if config.steps else 0.0
+    state.history.append(
+        HistoryPoint(state.step, lr, mean(state.loss_sum), loss, mean(state.grad_sum), rank, len(probe.rank_rows))
+    )
+    state.loss_sum = state.grad_sum = 0.0
+    state.since = 0
+
+
+def _show(bar: tqdm, config: RunConfig, state: TrainState) -> None:
+    rate = bar.format_dict["rate"]
+    shown = {"loss": f"{state.loss_sum / max(1, state.since):.3f}"}
+    if state.history:
+        shown["RankMe"] = f"{state.history[-1].rankme:.1f}"
+    if rate:
+        shown["audio h/s"] = f"{rate * config.batch * config.clip_s / 3600:.2f}"
+    bar.set_postfix(shown, refresh=False)
+
+
+def _save(path: Path, config: RunConfig, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    content = {
+        "config": config.canonical(),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state": asdict(state),
+    }
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def _resume(path: Path, config: RunConfig, model: MAE, optimizer: torch.optim.Optimizer, device: str) -> TrainState:
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    if not path.exists():
+        return TrainState()
+    content = _read_checkpoint(path, device)
+    if content["config"] != config.canonical():
+        raise ValueError(f"{path} belongs to another configuration; delete it or choose another folder")
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    state = TrainState(**content["state"])
+    state.history = [HistoryPoint(**point) for point in content["state"]["history"]]
+    return state
+
+
+def _read_checkpoint(path: Path, device: str) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error}); delete it to start again") from error

@@ -1,0 +1,161 @@
+"""One run, one JSON file: everything a chapter, a fit or a critic may want to know about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from rankscale.budget import Budget
+from rankscale.config import SCHEMA_VERSION, RunConfig
+from rankscale.corpus import Source
+from rankscale.pretrain import HistoryPoint
+from rankscale.spectra import PowerLawDecay
+from rankscale.storage import write_atomically
+
+Status = Literal["ok", "diverged", "collapsed", "failed"]
+Scores = dict[str, dict[str, dict[str, float]]]  # probe -> task -> metric -> value
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Rank(_Part):
+    """Spectral numbers of one set of embeddings, with every choice that they depend on."""
+
+    clips: Literal["heldout", "train"]
+    n_clip: int
+    dim: int
+    eps: float
+    pool: str
+    layer: str
+    rankme: float
+    rankme_centred: float
+    rankme_corrected: float | None  # None below 4 clips a dimension
+    effective_rank_squared: float
+    alpha_req: PowerLawDecay | None  # None under 20 usable ranks
+    singular_values: list[float]  # raw, not centred
+
+
+class Provenance(_Part):
+    """Host, time and versions: what may differ between two runs with one result."""
+
+    commit: str | None
+    versions: dict[str, str]
+    device: str
+    finished: str  # UTC, ISO 8601
+    train_s: float
+    measure_s: float
+
+
+class RunRecord(_Part):
+    """The result of one `RunConfig`. Failed runs are records too, with a status and a reason."""
+
+    schema_version: int = SCHEMA_VERSION
+    hash: str
+    config: RunConfig
+    status: Status
+    reason: str | None = None
+    budget: Budget
+    sources: list[Source] = []
+    history: list[HistoryPoint] = []
+    rank: Rank | None = None
+    rank_train: Rank | None = None
+    scores: Scores = {}
+    quality: dict[str, dict[str, float]] = {}  # probe -> suite ("synthetic", "real") -> Q
+    floors: dict[str, Scores] = {}  # floor -> as scores
+    floor_quality: dict[str, dict[str, dict[str, float]]] = {}
+    task_versions: dict[str, str] = {}
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _hash_matches(self) -> RunRecord:
+        if self.hash != self.config.hash:
+            raise ValueError(f"hash {self.hash} does not belong to this configuration ({self.config.hash})")
+        return self
+
+    def comparable(self) -> dict[str, Any]:
+        """Everything that a second run of the same configuration must reproduce."""
+        return self.model_dump(exclude={"provenance"})
+
+
+def provenance(device: str, finished: str, train_s: float, measure_s: float) -> Provenance:
+    """Describe this process: git commit, package versions, device."""
+    packages = ("rankscale", "torch", "torchaudio", "numpy", "scipy", "scikit-learn")
+    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
+    return Provenance(
+        commit=_commit(), versions=versions, device=name, finished=finished, train_s=train_s, measure_s=measure_s
+    )
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked + where it has changes; None outside a checkout or without git."""
+    root = Path(__file__).parent.parent
+    try:
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def record_path(folder: Path, config: RunConfig) -> Path:
+    """Where the record of a configuration stands."""
+    return folder / f"{config.hash}.json"
+
+
+def write_record(record: RunRecord, folder: Path) -> Path:
+    """Write a record; raises FileExistsError rather than replace another result of the same configuration."""
+    path = record_path(folder, record.config)
+    if path.exists() and read_record(path).comparable() != record.comparable():
+        raise FileExistsError(
+            f"{path} holds another result of this configuration; set attempt={record.config.attempt + 1}"
+        )
+    text = record.model_dump_json(indent=1)
+    write_atomically(path, lambda p: p.write_text(text + "\n"))
+    return path
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read and validate one record; raises ValueError that names the file and the field."""
+    try:
+        return RunRecord.model_validate_json(Path(path).read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "record"
+        raise ValueError(f"{path}: {field}: {first['msg']} ({error.error_count()} problem(s))") from error
+
+
+def read_records(folder: Path) -> list[RunRecord]:
+    """All records of a folder, in the order of their names."""
+    return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
+
+
+def runs_table(folder: Path) -> pd.DataFrame:
+    """One row a run: configuration, status, budget, rank numbers, Q by probe and suite (`q_linear_synthetic`, ...)."""
+    return pd.DataFrame([_row(record) for record in read_records(folder)])
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {"hash": record.hash, "status": record.status}
+    row |= record.config.model_dump(mode="json")
+    row |= {"width": record.config.width, "depth": record.config.depth}
+    row |= record.budget.model_dump()
+    if record.rank:
+        numbers = record.rank.model_dump(
+            include={"rankme", "rankme_centred", "rankme_corrected", "effective_rank_squared"}
+        )
+        row |= numbers | {"alpha": record.rank.alpha_req.alpha if record.rank.alpha_req else None}
+    row["rankme_train"] = record.rank_train.rankme if record.rank_train else None
+    if record.history:
+        row |= {"train_loss": record.history[-1].train_loss, "heldout_loss": record.history[-1].heldout_loss}
+    for probe, suites in record.quality.items():
+        row |= {f"q_{probe}_{suite}": q for suite, q in suites.items()}
+    return row
