@@ -1,4 +1,4 @@
-"""The training loop: configuration and corpus in; a trained encoder and its history out, or the status that says why not.
+"""The training loop: configuration and corpus in; trained encoder and history out, or the status that says why not.
 
 Everything random is a pure function of the seed and the step, so that a run which was killed goes on from its last
 checkpoint and ends where an undisturbed one does.

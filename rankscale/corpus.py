@@ -1,0 +1,278 @@
+"""A stream of log-Mel clips from any sound: made once, kept on disk, drawn in an order that the seed decides.
+
+Log-Mel clips are stored as float16 (steps of at most 0.06 dB) in shards of 256, so that corpora of different sizes
+share their shards, memory stays constant, and an interrupted preparation goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rankscale import mel as mel_room
+from rankscale import sound as sound_rooms
+from rankscale.config import RunConfig
+from rankscale.mel import LogMel, MelStats, mel_stats
+from rankscale.sound import files, synthetic_tasks, tasks
+from rankscale.sound.synth import synthesize
+from rankscale.storage import write_atomically
+
+SHARD = 256  # clips in a file
+HELDOUT_START = 2**40  # index of the first synthetic clip that no run trains on
+HELDOUT_ONE_IN = 10  # of the files of a folder, one in ten is held out, chosen by the hash of its name
+STATS_CLIPS = 1000  # clips that the input statistics are set from
+CACHE = Path("runs/cache")
+
+
+class ClipStore:
+    """Log-Mel clips (band, frame) in shards on disk, read as they are asked for."""
+
+    def __init__(self, shards: Sequence[Path]):
+        self._shards = [np.load(path, mmap_mode="r") for path in shards]
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        """Clips at the given rows: (n, band, frame) float32, in dB."""
+        shard_of = np.searchsorted(self._ends, rows, side="right")
+        clips = [self._shards[s][row - (self._ends[s - 1] if s else 0)] for s, row in zip(shard_of, rows, strict=True)]
+        return torch.from_numpy(np.stack(clips).astype(np.float32))
+
+    def blocks(self, rows: np.ndarray, size: int = 64) -> Iterator[Tensor]:
+        """The same clips, `size` at a time."""
+        for start in range(0, len(rows), size):
+            yield self.take(rows[start : start + size])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where audio came from. The digest identifies its content, whatever the folder is called on a disk."""
+
+    name: str
+    digest: str
+    train_clips: int  # unique
+    heldout_clips: int
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Clips to train on and clips held out; `rows` point into the store, and may repeat scarce real clips."""
+
+    store: ClipStore
+    train_rows: np.ndarray
+    heldout_rows: np.ndarray
+    sources: tuple[Source, ...]
+
+    def batch(self, step: int, size: int, seed: int) -> Tensor:
+        """The batch of a step: (size, band, frame). A pure function of its arguments, so that runs can resume.
+
+        Every epoch visits every row once, in an order of its own.
+        """
+        position = np.arange(step * size, (step + 1) * size)
+        epoch, place = np.divmod(position, len(self.train_rows))
+        rows = [_order(len(self.train_rows), seed, int(e))[p] for e, p in zip(epoch, place, strict=True)]
+        return self.store.take(self.train_rows[rows])
+
+    def input_stats(self) -> MelStats:
+        """Mean and standard deviation of each Mel band, over 1000 training clips; the same for every seed."""
+        rows = np.random.default_rng(0).permutation(self.train_rows)[:STATS_CLIPS]
+        return mel_stats(self.store.blocks(rows))
+
+    def unique_train_rows(self, n: int) -> np.ndarray:
+        """At most n different training clips, drawn from all sources alike."""
+        return np.random.default_rng(1).permutation(np.unique(self.train_rows))[:n]
+
+
+@lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def build_corpus(config: RunConfig, cache: Path = CACHE, workers: int = 1, progress: bool = True) -> Corpus:
+    """Prepare (or find prepared) the log-Mel clips of a configuration.
+
+    `config.corpus` names "synth" and folders; of the synthetic and real clips together `config.clips` are trained on,
+    a share `real_share` of them real, repeated where there are fewer. Test folds of HEAR task folders are left out.
+    Raises ValueError where a folder gives no clip.
+    """
+    n_folder_slots = round(config.real_share * config.clips) if "synth" in config.corpus else config.clips
+    folders = [name for name in config.corpus if name != "synth"]
+    shards: list[Path] = []
+    train, heldout, sources = [], [], []
+
+    def add(paths: list[Path], rows: int) -> np.ndarray:
+        first = sum(_count(path) for path in shards)
+        shards.extend(paths)
+        return np.arange(first, first + rows)
+
+    for folder in folders:
+        part = _prepare_folder(Path(folder), config, cache, progress)
+        train.append(add(part.train_shards, part.source.train_clips))
+        heldout.append(add(part.heldout_shards, part.source.heldout_clips))
+        sources.append(part.source)
+    train_rows = _resize(np.concatenate(train), n_folder_slots, repeat="synth" in config.corpus) if train else []
+    heldout_rows = np.concatenate(heldout)[: config.rank_clips] if heldout else np.array([], dtype=np.int64)
+
+    if "synth" in config.corpus:
+        n_heldout = config.rank_clips - min(len(heldout_rows), round(config.real_share * config.rank_clips))
+        n_train = config.clips - len(train_rows)
+        make = partial(_prepare_synth, config=config, cache=cache, workers=workers, progress=progress)
+        train_rows = np.concatenate([train_rows, add(make(0, n_train), n_train)]).astype(np.int64)
+        kept = heldout_rows[: config.rank_clips - n_heldout]
+        heldout_rows = np.concatenate([kept, add(make(HELDOUT_START, n_heldout), n_heldout)])
+        sources.append(Source("synth", synth_digest(), n_train, n_heldout))
+    return Corpus(ClipStore(shards), np.asarray(train_rows), heldout_rows, tuple(sources))
+
+
+def _resize(rows: np.ndarray, n: int, repeat: bool) -> np.ndarray:
+    """n of the rows in a fixed random order; where there are fewer, each again as often as needed, or just once."""
+    rows = np.random.default_rng(2).permutation(rows)
+    return np.resize(rows, n) if repeat else rows[:n]
+
+
+def _count(shard: Path) -> int:
+    return len(np.load(shard, mmap_mode="r"))
+
+
+def source_digest(*modules) -> str:
+    """Identify code by its text: cached features are reused only while the code that made them is unchanged."""
+    text = b"".join(Path(module.__file__).read_bytes() for module in modules)
+    return hashlib.sha256(text).hexdigest()[:12]
+
+
+def synth_digest() -> str:
+    """Identifies the synthesiser and the front end."""
+    folder = Path(sound_rooms.__file__).parent
+    texts = [path.read_bytes() for path in sorted([*folder.glob("synth.py"), *folder.glob("_*.py")])]
+    return hashlib.sha256(b"".join(texts) + Path(mel_room.__file__).read_bytes()).hexdigest()[:12]
+
+
+def _prepare_synth(first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool) -> list[Path]:
+    """Shards with synthetic clips first .. first + n (the last one may hold more)."""
+    folder = cache / f"synth-{synth_digest()}-{config.corpus_seed}-{config.frames}"
+    starts = range(first, first + n, SHARD)
+    paths = [folder / f"{start}.npy" for start in starts]
+    missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
+    make = partial(_write_synth_shard, seed=config.corpus_seed, clip_s=config.clip_s, frames=config.frames)
+    _for_each(make, missing, workers, "synthetic clips" if progress else None)
+    return paths
+
+
+def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int) -> None:
+    path, start = job
+    waveform = synthesize(range(start, start + SHARD), seed=seed, clip_s=clip_s).waveform
+    write_atomically(path, partial(_save, array=log_mels(waveform, frames)))
+
+
+def _for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) -> None:
+    bar = partial(tqdm, total=len(jobs), desc=label, unit="shard", disable=label is None or not jobs)
+    if workers == 1 or len(jobs) < 2:
+        for job in bar(jobs):
+            work(job)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        for _ in bar(pool.map(work, jobs)):
+            pass
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+
+
+def log_mels(waveform: Tensor, frames: int | None = None, block: int = 16) -> np.ndarray:
+    """Log-Mel of a stack of waveforms (n, sample) -> (n, band, frame) float16; small blocks stay in the cache."""
+    front_end = LogMel()
+    with torch.inference_mode():
+        mels = [front_end(part)[..., :frames].half() for part in waveform.split(block)]
+    return torch.cat(mels).numpy()
+
+
+@dataclass(frozen=True)
+class _FolderPart:
+    train_shards: list[Path]
+    heldout_shards: list[Path]
+    source: Source
+
+
+def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool) -> _FolderPart:
+    """Shards of a folder's clips; of HEAR task folders only the files that may be trained on."""
+    found = [tasks.training_files(task) for task in tasks.find_tasks(folder)]
+    allowed = [path for paths in found for path in paths] or None
+    manifest = files.scan(folder, files=allowed, cache_dir=cache, progress=progress)
+    if not manifest.files:
+        raise ValueError(f"{folder}: no usable audio file. {manifest.summary()}")
+    base = cache / f"folder-{manifest.digest[:12]}-{source_digest(mel_room, files)}-{config.frames}"
+    parts = {}
+    for part, held_out in (("train", False), ("heldout", True)):
+        chosen = tuple(file for file in manifest.files if _is_held_out(file.path) == held_out)
+        parts[part] = _prepare_clips(replace(manifest, files=chosen), base / part, config, progress)
+    counts = {part: sum(map(_count, shards)) for part, shards in parts.items()}
+    if not counts["train"] or not counts["heldout"]:
+        raise ValueError(f"{folder}: too few clips to train on and hold out ({counts}). {manifest.summary()}")
+    source = Source(folder.name, manifest.digest[:16], counts["train"], counts["heldout"])
+    return _FolderPart(parts["train"], parts["heldout"], source)
+
+
+def _is_held_out(name: str) -> bool:
+    return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest(), 16) % HELDOUT_ONE_IN == 0
+
+
+def _prepare_clips(manifest: files.Manifest, folder: Path, config: RunConfig, progress: bool) -> list[Path]:
+    """Stream a manifest's clips into shards; a list of the shards is written last, and says that they are complete."""
+    index = folder / "shards.json"
+    if not index.exists():
+        clips = files.iter_clips(manifest, config.clip_s)
+        clips = tqdm(clips, f"log-Mel of {manifest.root.name}", unit="clip", disable=not progress)
+        names = []
+        while block := list(itertools.islice(clips, SHARD)):
+            names.append(f"{len(names)}.npy")
+            mels = log_mels(torch.stack([clip.waveform for clip in block]), config.frames)
+            write_atomically(folder / names[-1], partial(_save, array=mels))
+        write_atomically(index, lambda path: path.write_text(json.dumps(names)))
+    return [folder / name for name in json.loads(index.read_text())]
+
+
+class MelBlocks:
+    """Log-Mel clips of one task split, in label order, as blocks (<= 64, band, frame) of one length each.
+
+    Can be read again and again. With a cache folder the blocks of a synthetic task are kept on disk; the clips of
+    task folders are kept in memory, since nothing tells us when their files change.
+    """
+
+    def __init__(self, task: tasks.Task, split: str, cache: Path | None = None):
+        name = f"task-{source_digest(mel_room, synthetic_tasks)}-{task.name}-{split}-{len(task.splits[split])}.npy"
+        path = cache / name if cache else None
+        if path and path.exists():
+            self._blocks = list(_split(np.load(path, mmap_mode="r")))
+            return
+        self._blocks = [log_mels(waveform) for waveform in task.waveforms(split)]
+        if path and task.clip_s is not None:
+            write_atomically(path, lambda temporary: _save(temporary, np.concatenate(self._blocks)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for block in self._blocks:
+            yield torch.from_numpy(block.astype(np.float32))
+
+
+def _split(mels: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:
+    for start in range(0, len(mels), size):
+        yield mels[start : start + size]
