@@ -1,4 +1,4 @@
-"""The same encoder trained on the labels themselves: what a task allows at this size, and which tasks can be learned."""
+"""The same encoder trained on the labels themselves: what a task allows at this size, and whether it can be learned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rankscale.pretrain import learning_rate
 from rankscale.probe import main_metric, metrics
 from rankscale.sound.tasks import Task
 
-SHIFT_FRAMES = 8  # training clips are rolled by up to this many frames either way
+SHIFT_FRAMES = 8  # training clips are shifted by up to this many frames either way
 GAIN_DB = 6.0  # and made louder or softer by up to this
 
 
@@ -97,10 +97,11 @@ def _loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _augment(mel: Tensor) -> Tensor:
-    """A random roll in time and a random gain for each clip: no task's label depends on either."""
-    shift = torch.randint(-SHIFT_FRAMES, SHIFT_FRAMES + 1, (len(mel),))
-    rolled = torch.stack([clip.roll(int(s), dims=1) for clip, s in zip(mel, shift, strict=True)])
-    return rolled + GAIN_DB * (2 * torch.rand(len(mel), 1, 1) - 1)
+    """A random shift in time (edge frames repeat, order stays) and a random gain for each clip."""
+    shift = torch.randint(-SHIFT_FRAMES, SHIFT_FRAMES + 1, (len(mel), 1))
+    frame = (torch.arange(mel.shape[2]) + shift).clamp(0, mel.shape[2] - 1)  # (batch, frame)
+    shifted = mel.gather(2, frame[:, None, :].expand_as(mel))
+    return shifted + GAIN_DB * (2 * torch.rand(len(mel), 1, 1) - 1)
 
 
 @torch.inference_mode()
