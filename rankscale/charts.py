@@ -1,0 +1,572 @@
+"""The book's look: one Altair theme, one colour per axis, figures, captions with a table, audio players.
+
+Charts are drawn by Vega in the page. A book page loads Vega once, from beside the page; a live notebook gets it
+from the kernel, so that neither asks the network for anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import soundfile
+from IPython.display import HTML, display
+
+from rankscale.config import BANDS, HOP, SAMPLE_RATE
+
+# Every colour below has a contrast of at least 3 on the light and on the dark page. Colour is never the only
+# sign: a quantity that shares a figure with another has its own point shape too.
+AXIS_COLOURS = {
+    "width": "#2F6FCB",
+    "depth": "#D55E00",
+    "audio_h": "#009E73",
+    "steps": "#C56BA0",
+    "mask_ratio": "#C47F00",
+    "clip_s": "#2E9BD6",
+    "patch_frames": "#8A63D2",
+    "train_flop": "#9A6A3A",
+    "architecture": "#7D8B1E",
+    "seed": "#7A828C",
+}
+AXIS_SHAPES = {
+    "width": "circle",
+    "depth": "square",
+    "audio_h": "triangle-up",
+    "steps": "diamond",
+    "mask_ratio": "cross",
+    "clip_s": "triangle-down",
+    "patch_frames": "triangle-right",
+    "train_flop": "triangle-left",
+    "architecture": "stroke",
+    "seed": "circle",
+}
+FAMILY_COLOURS = {"speech": "#D55E00", "music": "#2F6FCB", "environment": "#009E73", "mixture": "#8A63D2"}
+CATEGORY_COLOURS = ["#2F6FCB", "#D55E00", "#009E73", "#C56BA0", "#C47F00", "#8A63D2", "#2E9BD6", "#7D8B1E"]
+# Ink and grid are legible on both grounds as they are; the book's style sheet turns these exact values into the
+# page's own text and border colours (book/_static/rankscale.css, kept equal by a test).
+INK = "#6e7781"
+GRID = "#8c959f"
+HEAT = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"]  # dark: low; light: high
+
+WIDTH, HEIGHT = 560, 280  # pixels of a full-width chart
+MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
+STATIC = "RANKSCALE_STATIC"  # set where nobody can move a slider: papermill runs
+ASSETS = "RANKSCALE_ASSETS"  # folder for the files of one book page: its players' audio, its figures' tables
+ASSETS_URL = "RANKSCALE_ASSETS_URL"  # the same folder, as seen from the page
+_EMBED_OPTIONS = {"mode": "vega-lite", "renderer": "svg", "actions": False}
+
+
+# --- theme and renderer -----------------------------------------------------------------------------------
+
+
+@alt.theme.register("rankscale", enable=False)
+def book_theme() -> alt.theme.ThemeConfig:
+    """Transparent ground, thin grid, ink that follows the page from light to dark."""
+    text = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 13}
+    return {
+        "config": {
+            "background": "transparent",
+            "font": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": None},
+            "axis": text
+            | {"titleFontWeight": "normal", "domainColor": GRID, "tickColor": GRID, "gridColor": GRID}
+            | {"gridOpacity": 0.25, "labelOverlap": True},
+            "legend": text | {"titleFontWeight": "normal", "symbolSize": 80, "orient": "top"},
+            "header": text,
+            "title": {"color": INK, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
+            "text": {"color": INK, "fontSize": 12},
+            "rule": {"color": INK},
+            "line": {"strokeWidth": 2},
+            "point": {"size": 60, "filled": True, "color": CATEGORY_COLOURS[0]},
+            "range": {"category": CATEGORY_COLOURS, "heatmap": HEAT, "ramp": HEAT},
+        }
+    }
+
+
+def vega_bundle() -> str:
+    """One script with Vega, Vega-Lite and Vega-Embed (about 0.9 MB), from the package vl-convert-python.
+
+    Its last line tells Altair's own HTML that the libraries are there already: the three values are what Altair
+    compares with, or it would fetch them from the network.
+    """
+    import vl_convert
+
+    minor = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
+    loaded = {
+        "vega_version": alt.VEGA_VERSION,
+        "vegalite_version": alt.VEGALITE_VERSION,
+        "vegaembed_version": alt.VEGAEMBED_VERSION,
+    }
+    # The function keeps the bundle's one-letter globals out of the page.
+    return (
+        f"(function(){{{vl_convert.javascript_bundle(vl_version=minor)}\n}})();\nvar VEGA_DEBUG={json.dumps(loaded)};\n"
+    )
+
+
+def setup() -> None:
+    """Switch on the book's theme and the renderer that fits where the notebook runs; first cell of a chapter.
+
+    In a book page a chart is a few kilobytes and uses the page's copy of Vega. Anywhere else Vega is shown
+    once, by this call, and Altair's own HTML uses it; both draw offline.
+    """
+    alt.theme.enable("rankscale")
+    if os.environ.get(ASSETS):
+        alt.renderers.register("rankscale-page", _page_renderer)
+        alt.renderers.enable("rankscale-page")
+    else:
+        alt.renderers.enable("html", embed_options=_EMBED_OPTIONS)
+        display(HTML(f"<script>{vega_bundle()}</script>"))
+
+
+def _page_renderer(spec: dict[str, Any], **_: Any) -> dict[str, str]:
+    """A chart for a page that has loaded Vega (book/_ext/offline_assets.py does so where it finds .rs-chart)."""
+    text = json.dumps(spec, separators=(",", ":")).replace("</", "<\\/")
+    options = json.dumps(_EMBED_OPTIONS)
+    return {
+        "text/html": '<div class="rs-chart"></div><script>(function(node){vegaEmbed(node,'
+        f"{text},{options}).catch(function(error){{node.textContent='This chart could not be drawn: '+error;"
+        "console.error(error);});})(document.currentScript.previousElementSibling);</script>"
+    }
+
+
+# --- captions, tables and sound ---------------------------------------------------------------------------
+
+
+def show(chart: alt.TopLevelMixin, caption: str, table: pd.DataFrame | None = None, name: str = "") -> None:
+    """Display a chart, a caption that says what to see, and a link to the table behind it.
+
+    caption: plain text. table: what the link downloads as CSV (no link without it). name: the file's name
+    without ending, unique in the chapter; needed with a table.
+    """
+    link = ""
+    if table is not None:
+        if not name:
+            raise ValueError("show(..., table=...) needs name=: the table's file name, without ending")
+        source = _asset(f"{_file_name(name)}.csv", table.to_csv(index=False).encode(), "text/csv")
+        link = f' <a class="rs-table" href="{source}" download="{_file_name(name)}.csv">Table (CSV)</a>'
+    display(chart)
+    display(HTML(f'<p class="rs-caption">{html.escape(caption)}{link}</p>'))
+
+
+def player(waveform: Any, name: str, caption: str = "") -> HTML:
+    """An audio player that works offline, at the level the waveform has (nothing is normalised).
+
+    waveform: (sample,) at 16 kHz in [-1, 1], array or tensor. name: file name without ending, unique in the
+    chapter. caption: plain text; say what to listen for, and that synthetic audio is synthetic.
+    Raises ValueError on another shape, NaN, infinity, or samples that would clip.
+    """
+    samples = _as_array(waveform)
+    if samples.ndim != 1 or not len(samples):
+        raise ValueError(f"player {name!r}: give one waveform of shape (sample,), not {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"player {name!r}: the waveform holds NaN or infinity")
+    peak = float(np.abs(samples).max())
+    if peak > 1:
+        raise ValueError(f"player {name!r}: the peak is {peak:.3g} and would clip; scale it and say so")
+    file = BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", compression_level=0.3)
+    source = _asset(f"{_file_name(name)}.mp3", file.getvalue(), "audio/mpeg")
+    label = html.escape(caption or name)
+    return HTML(
+        f'<figure class="rs-player"><audio controls preload="metadata" src="{source}" aria-label="{label}">'
+        f"</audio><figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def players(waveforms: Mapping[str, Any], name: str) -> HTML:
+    """A row of players, captioned by their keys; `name` starts every file's name."""
+    parts = [player(wave, f"{name}-{key}", key).data for key, wave in waveforms.items()]
+    return HTML(f'<div class="rs-players">{"".join(parts)}</div>')
+
+
+def _asset(name: str, content: bytes, mime: str) -> str:
+    """URL of a small file: beside the page in the book; inside the page where no folder was given for it."""
+    folder = os.environ.get(ASSETS)
+    if not folder:
+        return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+    path = Path(folder) / name
+    if path.exists() and path.read_bytes() != content:
+        raise ValueError(f"two different files of this chapter are named {name!r}: give each its own name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return f"{os.environ.get(ASSETS_URL, folder)}/{name}"
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def _as_array(values: Any) -> np.ndarray:
+    """float64 on the CPU, from a tensor, an array or a list."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
+    """Significant digits that a chart can show: a page carries every one of them."""
+    values = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
+        rounded = np.round(values * scale) / scale
+    return np.where(np.isfinite(rounded), rounded, values)
+
+
+# --- figures ----------------------------------------------------------------------------------------------
+
+
+def waveform_chart(waveform: Any, title: str = "", colour: str = CATEGORY_COLOURS[0]) -> alt.Chart:
+    """Amplitude against time, drawn as the lowest and highest sample of each of at most 500 columns.
+
+    waveform: (sample,) at 16 kHz.
+    """
+    samples = _as_array(waveform)
+    columns = np.array_split(samples, min(500, len(samples)))
+    starts = np.cumsum([0] + [len(column) for column in columns[:-1]]) / SAMPLE_RATE
+    table = pd.DataFrame(
+        {
+            "time_s": np.round(starts, 4),
+            "low": np.round([column.min() for column in columns], 4),
+            "high": np.round([column.max() for column in columns], 4),
+        }
+    )
+    return (
+        alt.Chart(table, title=title, height=110)
+        .mark_area(color=colour, line={"color": colour, "strokeWidth": 0.7})
+        .encode(
+            x=alt.X("time_s:Q", title="time (s)", scale=alt.Scale(nice=False)),
+            y=alt.Y("low:Q", title="amplitude", scale=alt.Scale(domain=[-1, 1]), axis=alt.Axis(tickCount=3)),
+            y2="high:Q",
+        )
+    )
+
+
+def mel_chart(
+    mel: Any, title: str = "", limits_db: tuple[float, float] | None = None, height: int = 200
+) -> alt.LayerChart:
+    """A log-Mel spectrogram as an image with time and frequency axes.
+
+    mel: (64, frame) in dB; NaN cells stay empty, which shows a mask. limits_db: the darkest and the brightest
+    level; give the same ones to figures that are compared (the data's own range if left out).
+    """
+    mel = _as_array(mel)
+    if mel.ndim != 2 or mel.shape[0] != BANDS:
+        raise ValueError(f"mel_chart needs one clip of shape ({BANDS}, frame), not {mel.shape}")
+    low, high = limits_db or (float(np.nanmin(mel)), float(np.nanmax(mel)))
+    picture = _png(mel[::-1], low, high)
+    seconds = mel.shape[1] * HOP / SAMPLE_RATE
+    top = _mel(SAMPLE_RATE / 2)
+    # Band b peaks at (b + 1) / 65 of the Mel axis, so that the axis can be labelled in Hz.
+    ticks = [(BANDS + 1) * _mel(hz) / top - 1 for hz in MEL_TICKS_HZ]
+    hz = f"700 * (pow(10, (datum.value + 1) / {BANDS + 1} * {top} / 2595) - 1)"
+    corners = pd.DataFrame({"time_s": [0, seconds], "band": [-0.5, BANDS + 0.5], "level": [low, high]})
+    axes = (
+        alt.Chart(corners)
+        .mark_point(opacity=0)
+        .encode(
+            x=alt.X("time_s:Q", title="time (s)", scale=alt.Scale(domain=[0, seconds], nice=False)),
+            y=alt.Y(
+                "band:Q",
+                title="frequency (Hz)",
+                scale=alt.Scale(domain=[-0.5, BANDS - 0.5], nice=False, clamp=True),
+                axis=alt.Axis(values=ticks, labelExpr=f"format(round({hz}), ',')", grid=False),
+            ),
+            color=alt.Color(
+                "level:Q",
+                title="dB",
+                scale=alt.Scale(domain=[low, high], range=HEAT, interpolate="rgb"),
+                legend=alt.Legend(orient="right", gradientLength=height - 20, format=".0f"),
+            ),
+        )
+    )
+    image = (
+        alt.Chart(pd.DataFrame([{}]))
+        .mark_image(width=WIDTH, height=height, aspect=False)
+        .encode(x=alt.value(WIDTH / 2), y=alt.value(height / 2), url=alt.value(picture))
+    )
+    return alt.layer(image, axes).properties(title=title, width=WIDTH, height=height)
+
+
+def _mel(hz: float) -> float:
+    """The HTK Mel scale, as torchaudio's filter bank uses it."""
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def _png(values: np.ndarray, low: float, high: float) -> str:
+    """Data URL of an image with one pixel per value, coloured by HEAT; NaN is transparent."""
+    span = high - low if high > low else 1.0
+    levels = np.clip((values - low) / span, 0, 1) * 254
+    index = np.where(np.isfinite(levels), 1 + np.nan_to_num(levels), 0).astype(np.uint8)
+    stops = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in HEAT])
+    at = np.linspace(0, len(HEAT) - 1, 255)
+    ramp = np.stack([np.interp(at, range(len(HEAT)), stops[:, channel]) for channel in range(3)], axis=1)
+    palette = np.vstack([[0, 0, 0], ramp.round()]).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in index)  # a filter byte before each row
+    height, width = index.shape
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in (
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
+            (b"PLTE", palette.tobytes()),
+            (b"tRNS", b"\0"),
+            (b"IDAT", zlib.compress(rows, 9)),
+            (b"IEND", b""),
+        )
+    )
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def loss_chart(history: pd.DataFrame, y: str = "loss", title: str = "", log: bool = True) -> alt.LayerChart:
+    """A curve of training: `y` against `step`, one line per value of an optional column `run`.
+
+    history: columns step, `y` and perhaps run. log: logarithmic y axis (needs positive values).
+    """
+    table = history.assign(**{y: _rounded(history[y].to_numpy())})
+    encodings = {
+        "x": alt.X("step:Q", title="training step"),
+        "y": alt.Y(f"{y}:Q", title=y, scale=alt.Scale(type="log" if log else "linear", zero=False)),
+        "tooltip": list(table.columns),
+    }
+    if "run" in table:
+        encodings["color"] = alt.Color("run:N", title=None, sort=None)
+    base = alt.Chart(table, title=title).encode(**encodings)
+    return base.mark_line(**({} if "run" in table else {"color": AXIS_COLOURS["steps"]})) + base.mark_point(
+        size=30, **({} if "run" in table else {"color": AXIS_COLOURS["steps"]})
+    )
+
+
+def spectrum_chart(
+    spectra: Mapping[str, Sequence[float]], title: str = "", y_title: str = "singular value", share: bool = False
+) -> alt.Chart:
+    """Singular values (or eigenvalues) against their index, largest first, both axes logarithmic.
+
+    spectra: name -> values; click a name in the legend to bring out its line. share: divide each spectrum by
+    its sum, which is what RankMe sees. Zeros cannot be drawn on a log axis and are left out.
+    """
+    parts = []
+    for name, values in spectra.items():
+        values = np.sort(_as_array(values))[::-1]
+        values = values / values.sum() if share else values
+        frame = pd.DataFrame({"name": name, "index": np.arange(1, len(values) + 1), "value": _rounded(values)})
+        parts.append(frame[frame["value"] > 0])
+    chosen = alt.selection_point(fields=["name"], bind="legend")
+    return (
+        alt.Chart(pd.concat(parts), title=title)
+        .mark_line(point={"size": 18})
+        .encode(
+            x=alt.X("index:Q", title="index of the singular value", scale=alt.Scale(type="log", nice=False)),
+            y=alt.Y("value:Q", title="share of the sum" if share else y_title, scale=alt.Scale(type="log")),
+            color=alt.Color("name:N", title=None, sort=list(spectra)),
+            opacity=alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.15)),
+            tooltip=["name:N", "index:Q", alt.Tooltip("value:Q", format=".4g")],
+        )
+        .add_params(chosen)
+    )
+
+
+def spectrum_explorer(dim: int = 64, eps: float = 1e-7) -> alt.LayerChart:
+    """A power-law spectrum with a slider for its exponent, and the effective rank that follows from it.
+
+    sigma_k = k ** -alpha for k = 1..dim, p_k = sigma_k / sum(sigma) + eps, RankMe = exp(-sum p_k ln p_k),
+    computed in the page: it moves without a kernel.
+    """
+    alpha = alt.param("alpha", value=1.0, bind=alt.binding_range(min=0, max=3, step=0.05, name="decay exponent alpha "))
+    base = (
+        alt.Chart(pd.DataFrame({"k": np.arange(1, dim + 1)}))
+        .transform_calculate(sigma="pow(datum.k, -alpha)")
+        .transform_joinaggregate(total="sum(sigma)")
+        .transform_calculate(p=f"datum.sigma / datum.total + {eps}")
+        .transform_calculate(term="-datum.p * log(datum.p)")
+        .transform_joinaggregate(entropy="sum(term)")
+        .transform_calculate(label="'RankMe = ' + format(exp(datum.entropy), '.1f')")
+        .transform_calculate(rank="exp(datum.entropy)")
+    )
+    bars = base.mark_bar(color=CATEGORY_COLOURS[0], size=max(2, int(WIDTH / dim) - 2)).encode(
+        x=alt.X("k:Q", title="index k", scale=alt.Scale(domain=[0, dim + 1], nice=False)),
+        y=alt.Y("p:Q", title="share p of the sum"),
+        tooltip=["k:Q", alt.Tooltip("p:Q", format=".4f")],
+    )
+    first = base.transform_filter("datum.k == 1")
+    line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[5, 3]).encode(x="rank:Q")
+    text = first.mark_text(align="right", fontSize=18, fontWeight=600).encode(
+        x=alt.value(WIDTH - 10), y=alt.value(20), text="label:N"
+    )
+    return alt.layer(bars, line, text).add_params(alpha).properties(width=WIDTH, height=HEIGHT)
+
+
+def score_chart(
+    scores: pd.DataFrame, title: str = "", x_title: str = "score", chance: float | None = None
+) -> alt.LayerChart:
+    """Scores as dots with intervals, one row per name.
+
+    scores: columns name, score, low, high (the interval) and perhaps group (colour). chance: a dashed line.
+    """
+    digits = {column: _rounded(scores[column].to_numpy(), 4) for column in ("score", "low", "high")}
+    table = scores.assign(**digits)
+    row = {"y": alt.Y("name:N", title=None, sort=None)}
+    if "group" in table:
+        row |= {"color": alt.Color("group:N", title=None, sort=None), "yOffset": alt.YOffset("group:N", sort=None)}
+    base = alt.Chart(table, title=title, height={"step": 24}).encode(**row)
+    spread = base.mark_rule(strokeWidth=2, **({} if "group" in table else {"color": CATEGORY_COLOURS[0]}))
+    layers = [
+        spread.encode(x=alt.X("low:Q", title=x_title, scale=alt.Scale(zero=False)), x2="high:Q"),
+        base.mark_point(size=70, opacity=1).encode(x="score:Q", tooltip=list(table.columns)),
+    ]
+    if chance is not None:
+        line = alt.Chart(pd.DataFrame({"chance": [chance]})).mark_rule(strokeDash=[4, 4])
+        layers.append(line.encode(x="chance:Q", tooltip="chance:Q"))
+    return alt.layer(*layers)
+
+
+# --- effective rank (chapter 04) --------------------------------------------------------------------------
+
+
+def clouds_chart(clouds: pd.DataFrame, size: int = 150) -> alt.FacetChart:
+    """Point clouds side by side on equal axes. clouds: one row per point, columns `cloud` (its title), x, y."""
+    table = clouds.assign(x=_rounded(clouds["x"].to_numpy(), 3), y=_rounded(clouds["y"].to_numpy(), 3))
+    limit = float(table[["x", "y"]].abs().max().max())
+    equal = {"scale": alt.Scale(domain=[-limit, limit]), "axis": alt.Axis(tickCount=3)}
+    points = (
+        alt.Chart(table)
+        .mark_circle(size=16, opacity=0.6, color=CATEGORY_COLOURS[0])
+        .encode(x=alt.X("x:Q", title="first number", **equal), y=alt.Y("y:Q", title="second number", **equal))
+        .properties(width=size, height=size)
+    )
+    return points.facet(alt.Facet("cloud:N", title=None, sort=list(table["cloud"].unique())), columns=3)
+
+
+def shares_chart(shares: Sequence[float], rank: float, title: str = "") -> alt.LayerChart:
+    """Shares of the directions as bars of width one; the dashed box has the same area, and is `rank` wide."""
+    table = pd.DataFrame({"k": range(1, len(shares) + 1), "share": _rounded(np.asarray(shares))})
+    bars = table.assign(left=table["k"] - 1, zero=0.0)
+    box = pd.DataFrame({"left": [0.0], "k": [rank], "share": [1 / rank], "zero": [0.0]})
+    encodings = {
+        "x": alt.X("left:Q", title="direction", scale=alt.Scale(domain=[0, len(bars)], nice=False)),
+        "x2": "k:Q",
+        "y": alt.Y("share:Q", title="share p", scale=alt.Scale(domain=[0, 1])),
+        "y2": "zero:Q",
+    }
+    encodings["x"] = encodings["x"].axis(values=list(table["k"] - 0.5), labelExpr="ceil(datum.value)", grid=False)
+    tooltip = [alt.Tooltip("k:Q", title="direction"), alt.Tooltip("share:Q", format=".3f")]
+    drawn = alt.Chart(bars).mark_rect(color=CATEGORY_COLOURS[0], stroke=GRID).encode(**encodings, tooltip=tooltip)
+    equal = alt.Chart(box).mark_rect(fillOpacity=0, stroke=CATEGORY_COLOURS[1], strokeWidth=2.5, strokeDash=[6, 4])
+    return alt.layer(drawn, equal.encode(**encodings)).properties(title=title, width=320, height=180)
+
+
+def curves_chart(table: pd.DataFrame, x: alt.X, y: alt.Y, series: str, title: str = "") -> alt.Chart:
+    """Lines of y over x, one colour and one dash for each value of the column `series`, in the table's order."""
+    kinds = list(table[series].unique())
+    return (
+        alt.Chart(table, title=title)
+        .mark_line()
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color(f"{series}:N", sort=kinds, title=series),
+            strokeDash=alt.StrokeDash(f"{series}:N", sort=kinds, title=series),
+            tooltip=list(table.columns),
+        )
+    )
+
+
+def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "") -> alt.LayerChart:
+    """RankMe from few clips as a share of its value from endless clips, with intervals, and a rule as a line.
+
+    measured: columns spectrum, ratio (clips per dimension), share, low, high. rule: columns ratio, share.
+    """
+    kinds = list(measured["spectrum"].unique())
+    near = measured.assign(**{c: _rounded(measured[c].to_numpy()) for c in ("share", "low", "high")})
+    x = alt.X("ratio:Q", title="clips per dimension N/K", scale=alt.Scale(type="log", base=2))
+    y = alt.Y("share:Q", title="measured / true RankMe", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
+    line = alt.Chart(rule.round(5)).mark_line(strokeDash=[6, 4], color=INK).encode(x=x, y=y)
+    base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", sort=kinds, title="spectrum"))
+    spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    shape = alt.Shape("spectrum:N", sort=kinds, title="spectrum")
+    dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
+    return alt.layer(line, spread, dots).properties(title=title)
+
+
+def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") -> alt.LayerChart:
+    """Probe score against RankMe, with intervals, the name of every embedding, and chance as a dashed line.
+
+    table: columns embedding, task, rankme, score, low, high.
+    """
+    near = table.assign(**{c: _rounded(table[c].to_numpy(), 4) for c in ("rankme", "score", "low", "high")})
+    x = alt.X("rankme:Q", title="RankMe (directions)", scale=alt.Scale(domainMin=0))
+    y = alt.Y("score:Q", title="probe accuracy", scale=alt.Scale(domain=[0, 1.1], nice=False))
+    y = y.axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])
+    base = alt.Chart(near).encode(x=x, color=alt.Color("task:N", title="probe"))
+    spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
+    shape = alt.Shape("task:N", title="probe")
+    dots = base.mark_point(size=80, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
+    top = near.loc[near.groupby("embedding")["score"].idxmax()]
+    right = top["rankme"] > 0.7 * near["rankme"].max()
+    names = [
+        alt.Chart(part).mark_text(dy=-13, dx=dx, align=align).encode(x=x, y=y, text="embedding:N")
+        for part, dx, align in ((top[~right], -6, "left"), (top[right], 8, "right"))
+    ]
+    guess = alt.Chart(pd.DataFrame({"score": [chance]})).mark_rule(strokeDash=[4, 4]).encode(y="score:Q")
+    return alt.layer(guess, spread, dots, *names).properties(title=title)
+
+
+def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
+    """Sliders that shape a spectrum, and its effective ranks, all computed in the reader's browser.
+
+    Direction i has the second moment i^-decay + noise^2; a constant offset adds offset^2 to the first direction.
+    """
+    knobs = {  # name: (start, least, most, step, label)
+        "decay": (1, 0, 4, 0.05, "decay exponent α "),
+        "dim": (64, 2, max_dim, 1, "dimensions K "),
+        "offset": (0, 0, 20, 0.1, "constant offset "),
+        "noise": (0, 0, 1, 0.01, "noise in every direction "),
+    }
+    sliders = [
+        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
+        for name, (start, least, most, step, label) in knobs.items()
+    ]
+    added = {"raw": eps, "centred": eps, "squared": 0}  # the constant is RankMe's only
+    kinds = tuple(added)
+    base = (
+        alt.Chart(alt.sequence(1, max_dim + 1, as_="i"))
+        .transform_filter("datum.i <= dim")
+        .transform_calculate(squared="pow(datum.i, -decay) + noise * noise")
+        .transform_calculate(centred="sqrt(datum.squared)")
+        .transform_calculate(raw="sqrt(datum.squared + (datum.i == 1 ? offset * offset : 0))")
+        .transform_joinaggregate(**{f"sum_{kind}": f"sum({kind})" for kind in kinds})
+        .transform_calculate(**{f"p_{kind}": f"datum.{kind} / datum.sum_{kind} + {added[kind]}" for kind in kinds})
+        .transform_calculate(**{f"h_{kind}": f"-datum.p_{kind} * log(datum.p_{kind})" for kind in kinds})
+        .transform_joinaggregate(**{f"entropy_{kind}": f"sum(h_{kind})" for kind in kinds})
+        .transform_calculate(**{kind: f"exp(datum.entropy_{kind})" for kind in kinds})
+    )
+    first = base.transform_filter("datum.i == 1")
+    ranks = first.transform_fold(list(kinds), as_=["kind", "rank"]).encode(
+        x=alt.X("rank:Q", title="effective rank (directions), axis up to K")
+        .scale(domainMin=0, domainMax=alt.ExprRef("1.15 * dim"), nice=False)
+        .axis(tickCount=6),
+        y=alt.Y("kind:N", sort=list(kinds), title=None),
+    )
+    bars = ranks.mark_bar(color=CATEGORY_COLOURS[0], height=16)
+    numbers = ranks.mark_text(align="left", dx=5, fontSize=14).encode(text=alt.Text("rank:Q", format=".1f"))
+    x = alt.X("i:Q", title="direction i", scale=alt.Scale(type="log", domain=[1, max_dim], nice=False))
+    y = alt.Y("p_raw:Q", title="share p (raw)", scale=alt.Scale(type="log", domain=[1e-6, 1], clamp=True))
+    dots = base.mark_circle(size=20, color=CATEGORY_COLOURS[0], opacity=1).encode(
+        x=x.axis(values=[1, 2, 5, 10, 20, 50, 100, 200, 500], format="d"), y=y.axis(tickCount=6, format="~e")
+    )
+    line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="raw:Q")
+    return alt.vconcat(
+        alt.layer(bars, numbers).properties(height=84, width=WIDTH - 90),
+        alt.layer(dots, line).properties(height=200, width=WIDTH - 90),
+    ).add_params(*sliders)
