@@ -41,20 +41,30 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
+def count_groups(tokens: int, group: int) -> int:
+    """Groups of `group` neighbouring tokens in a clip; the last one may be short."""
+    return -(-tokens // group)
+
+
+def count_kept(tokens: int, group: int, ratio: float) -> int:
+    """Tokens of a clip that the encoder sees: round((1 - ratio) * groups) whole groups, never none nor all."""
+    groups = count_groups(tokens, group)
+    if groups < 2:
+        raise ValueError(f"{tokens} tokens in groups of {group}: at least two groups are needed, use longer clips")
+    return min(max(round((1 - ratio) * groups), 1), groups - 1) * group
+
+
 def split_tokens(noise: Tensor, tokens: int, group: int, ratio: float) -> tuple[Tensor, Tensor]:
     """Which tokens are kept and which are masked, by groups of `group` neighbours, decided by the noise alone.
 
-    noise: (batch, ceil(tokens / group)), one number a group; the groups with the smallest numbers are kept:
-    round((1 - ratio) * groups) of them, at least one, and at least one group is masked.
+    noise: (batch, group), one number each; the groups with the smallest numbers are kept,
+    `count_kept` tokens in all.
     Returns indices kept (batch, n_kept) and masked (batch, tokens - n_kept), each clip with as many. Where
     tokens is no multiple of group the last group is short, and to keep counts equal one group may be cut.
     """
-    groups = -(-tokens // group)
-    if groups < 2:
-        raise ValueError(f"{tokens} tokens in groups of {group}: at least two groups are needed, use longer clips")
-    if noise.shape[1:] != (groups,):
+    n_kept, groups = count_kept(tokens, group, ratio), count_groups(tokens, group)
+    if noise.ndim != 2 or noise.shape[1] != groups:
         raise ValueError(f"noise of shape {tuple(noise.shape)}: give (batch, {groups}), one number a group")
-    n_kept = min(max(round((1 - ratio) * groups), 1), groups - 1) * group
     order = noise.repeat_interleave(group, dim=1)[:, :tokens].argsort(dim=1, stable=True)
     return order[:, :n_kept], order[:, n_kept:]
 
@@ -104,6 +114,17 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def _initialise(module: nn.Module) -> None:
+    """Xavier-uniform linear maps (a patch projection counts as one) and zero biases, as He et al. (2022) have.
+
+    Positions and the mask token are normal with SD 0.02. Dasheng leaves its patch projection as torch has it,
+    and draws its decoder with SD 0.02: narrow models learn more slowly from that.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.flatten(1))
+        nn.init.zeros_(module.bias)
+
+
 # --- encoder ------------------------------------------------------------------------------------------
 
 # What every encoder here has in common, in the names of Dasheng's configuration.
@@ -142,6 +163,11 @@ class EncoderSpec:
     def tokens(self) -> int:
         """Tokens of a training clip."""
         return self.target_frames // self.patch_frames
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> EncoderSpec:
+        """The encoder of a run."""
+        return cls(config.width, config.depth, config.n_heads, config.mlp_ratio, config.patch_frames, config.frames)
 
     def to_dasheng(self) -> dict[str, Any]:
         """The configuration under Dasheng's names."""
@@ -195,8 +221,7 @@ class PatchEmbed(nn.Module):
 class Encoder(nn.Module):
     """Waveform or log-Mel to tokens, one every `patch_frames` * 10 ms.
 
-    Arguments as in EncoderSpec. The initial weights come from torch's default generator: Xavier-uniform
-    linear layers with zero biases, unit LayerNorm, positions normal with SD 0.02, as Dasheng's are.
+    Arguments as in EncoderSpec. The initial weights come from torch's default generator: see `_initialise`.
     """
 
     def __init__(
@@ -217,12 +242,12 @@ class Encoder(nn.Module):
         self.freq_pos_embed = nn.Parameter(torch.randn(1, width, 1, 1) * 0.02)
         self.blocks = nn.ModuleList(Block(width, spec.heads, mlp_ratio) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.apply(_initialise_xavier)
+        self.apply(_initialise)
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Encoder:
         """The untrained encoder of a run."""
-        return cls(config.width, config.depth, config.n_heads, config.mlp_ratio, config.patch_frames, config.frames)
+        return cls(**vars(EncoderSpec.from_config(config)))
 
     @torch.no_grad()
     def set_input_stats(self, stats: MelStats) -> None:
@@ -294,20 +319,11 @@ class Encoder(nn.Module):
         return [*outputs[:-1], self.norm(x)]
 
 
-def _initialise_xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
 # --- decoder and loss ---------------------------------------------------------------------------------
 
 
 class Decoder(nn.Module):
-    """Encoded kept tokens -> predicted masked patches; used in pre-training only, then thrown away.
-
-    Initial weights: linear layers, positions and the mask token truncated normal with SD 0.02, zero biases.
-    """
+    """Encoded kept tokens -> predicted masked patches; used in pre-training only, then thrown away."""
 
     def __init__(self, encoder: EncoderSpec, width: int, depth: int, heads: int | None):
         super().__init__()
@@ -315,14 +331,12 @@ class Decoder(nn.Module):
         if width % heads:
             raise ValueError(f"decoder width {width} is not divisible by {heads} heads")
         self.input_proj = nn.Linear(encoder.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.pos_embed = nn.Parameter(torch.zeros(encoder.tokens, width))
+        self.mask_token = nn.Parameter(torch.randn(width) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(encoder.tokens, width) * 0.02)
         self.blocks = nn.ModuleList(Block(width, heads, 4.0) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.outputlayer = nn.Linear(width, BANDS * encoder.patch_frames)
-        for weight in (self.mask_token, self.pos_embed):
-            nn.init.trunc_normal_(weight, std=0.02)
-        self.apply(_initialise_normal)
+        self.apply(_initialise)
 
     def forward(self, latent: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
         """latent (batch, n_kept, encoder width), kept and masked places -> (batch, n_masked, patch size)."""
@@ -337,12 +351,6 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.outputlayer(self.norm(x[:, kept.shape[1] :]))
-
-
-def _initialise_normal(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
 
 
 def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -401,8 +409,7 @@ class MAE(nn.Module):
 
     def mask_noise(self, batch: int, generator: Generator) -> Tensor:
         """(batch, group) uniform numbers, drawn on the CPU so that every device sees the same masks."""
-        groups = -(-self.encoder.spec.tokens // self.mask_group)
-        return torch.rand(batch, groups, generator=generator)
+        return torch.rand(batch, count_groups(self.encoder.spec.tokens, self.mask_group), generator=generator)
 
     def forward(self, mel: Tensor, generator: Generator | None = None, noise: Tensor | None = None) -> MAEOutput:
         """The loss of a batch: mean squared error on masked patches, each normalised by its own mean and SD.
