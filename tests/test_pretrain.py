@@ -138,8 +138,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from test_pretrain import toy_config, toy_corpus, run
 folder = Path({folder!r})
-config = toy_config().replace(steps=300, decoder_width=256)
-result = run(config, toy_corpus(folder), folder / "work", save_every_s=0.0)
+config = toy_config().replace(steps=120, decoder_width=128)
+result = run(config, toy_corpus(folder), folder / "work", save_every_s=0.02)
 (folder / "result.json").write_text(json.dumps([asdict(p) for p in result.history]))
 """
 
@@ -181,9 +181,9 @@ def test_a_run_that_is_killed_three_times_ends_like_an_undisturbed_one(tmp_path)
         return ready
 
     kills = [
-        kill_when(start_training(tmp_path / "killed"), saved_again(random.uniform(0, 0.5))),
+        kill_when(start_training(tmp_path / "killed"), saved_again(random.uniform(0, 0.2))),
         kill_when(start_training(tmp_path / "killed"), lambda: any(work.glob("*.tmp")) and checkpoint.exists()),
-        kill_when(start_training(tmp_path / "killed"), saved_again(random.uniform(0, 0.5))),
+        kill_when(start_training(tmp_path / "killed"), saved_again(random.uniform(0, 0.2))),
     ]
     assert all(kills), "the run finished before it could be killed: make it longer"
     assert start_training(tmp_path / "killed").wait(300) == 0
