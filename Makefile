@@ -13,7 +13,7 @@ export MKL_NUM_THREADS = 1
 export OPENBLAS_NUM_THREADS = 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help book test lint lab clean
+.PHONY: help book test lab clean
 help:
 	@echo "make book [PROFILE=smoke|small|full]   render the book"
 	@echo "make test                              lint, tests, the book at smoke, checks of its pages"
@@ -23,15 +23,14 @@ help:
 book: .venv/.ready $(VENDOR)
 	@$(BIN)/rankscale book --profile $(PROFILE)
 
-# The book is built first, so that its progress shows; whatever happens, every test still runs and pytest's
-# summary closes the output. tests/test_book.py fails if the book did not build.
-test: .venv/.ready-test $(VENDOR) lint
-	-@$(BIN)/rankscale book --profile smoke
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
-
-lint: .venv/.ready-test
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
+# Every step runs whatever the one before it found, and pytest's summary closes the output. The book is built
+# before the tests so that its progress shows; tests/test_book.py fails if it did not build.
+test: .venv/.ready-test $(VENDOR)
+	@status=0; \
+	echo "== lint"; $(BIN)/ruff check . && $(BIN)/ruff format --check . || status=1; \
+	echo "== every chapter and the book, at smoke"; $(BIN)/rankscale book --profile smoke || status=1; \
+	echo "== tests"; $(BIN)/python -m pytest -n 2 --dist loadgroup tests || status=1; \
+	exit $$status
 
 lab: .venv/.ready $(VENDOR)
 	@$(BIN)/jupyter lab chapters

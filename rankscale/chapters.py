@@ -172,7 +172,7 @@ def find_chapter(root: Path, wanted: str) -> Chapter:
     return found[0]
 
 
-def choose_parameters(root: Path, chapter: Chapter, profile: str, changes: Mapping[str, Any] = {}) -> dict[str, Any]:  # noqa: B006
+def choose_parameters(root: Path, chapter: Chapter, profile: str, changes: Mapping[str, Any] = {}) -> dict[str, Any]:
     """Every parameter's value: the cell's default, then the profile's, then `changes` (text from a command line
     or values), all checked.
 

@@ -468,18 +468,10 @@ def shares_chart(shares: Sequence[float], rank: float, title: str = "") -> alt.L
 
 def curves_chart(table: pd.DataFrame, x: alt.X, y: alt.Y, series: str, title: str = "") -> alt.Chart:
     """Lines of y over x, one colour and one dash for each value of the column `series`, in the table's order."""
-    kinds = list(table[series].unique())
-    return (
-        alt.Chart(table, title=title)
-        .mark_line()
-        .encode(
-            x=x,
-            y=y,
-            color=alt.Color(f"{series}:N", sort=kinds, title=series),
-            strokeDash=alt.StrokeDash(f"{series}:N", sort=kinds, title=series),
-            tooltip=list(table.columns),
-        )
-    )
+    order = alt.Scale(domain=list(table[series].unique()))  # as a scale: with `sort` Vega draws two legends
+    colour, dash = (kind(f"{series}:N", title=series, scale=order) for kind in (alt.Color, alt.StrokeDash))
+    lines = alt.Chart(table, title=title).mark_line()
+    return lines.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=list(table.columns))
 
 
 def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "") -> alt.LayerChart:
@@ -487,14 +479,14 @@ def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "
 
     measured: columns spectrum, ratio (clips per dimension), share, low, high. rule: columns ratio, share.
     """
-    kinds = list(measured["spectrum"].unique())
+    order = alt.Scale(domain=list(measured["spectrum"].unique()))
     near = measured.assign(**{c: _rounded(measured[c].to_numpy()) for c in ("share", "low", "high")})
     x = alt.X("ratio:Q", title="clips per dimension N/K", scale=alt.Scale(type="log", base=2))
     y = alt.Y("share:Q", title="measured / true RankMe", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
     line = alt.Chart(rule.round(5)).mark_line(strokeDash=[6, 4], color=INK).encode(x=x, y=y)
-    base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", sort=kinds, title="spectrum"))
+    base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", scale=order))
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
-    shape = alt.Shape("spectrum:N", sort=kinds, title="spectrum")
+    shape = alt.Shape("spectrum:N", scale=order)
     dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
     return alt.layer(line, spread, dots).properties(title=title)
 
@@ -508,9 +500,10 @@ def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") ->
     x = alt.X("rankme:Q", title="RankMe (directions)", scale=alt.Scale(domainMin=0))
     y = alt.Y("score:Q", title="probe accuracy", scale=alt.Scale(domain=[0, 1.1], nice=False))
     y = y.axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])
-    base = alt.Chart(near).encode(x=x, color=alt.Color("task:N", title="probe"))
+    order = alt.Scale(domain=list(near["task"].unique()))
+    base = alt.Chart(near).encode(x=x, color=alt.Color("task:N", scale=order))
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
-    shape = alt.Shape("task:N", title="probe")
+    shape = alt.Shape("task:N", scale=order)
     dots = base.mark_point(size=80, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
     top = near.loc[near.groupby("embedding")["score"].idxmax()]
     right = top["rankme"] > 0.7 * near["rankme"].max()
@@ -563,7 +556,7 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     x = alt.X("i:Q", title="direction i", scale=alt.Scale(type="log", domain=[1, max_dim], nice=False))
     y = alt.Y("p_raw:Q", title="share p (raw)", scale=alt.Scale(type="log", domain=[1e-6, 1], clamp=True))
     dots = base.mark_circle(size=20, color=CATEGORY_COLOURS[0], opacity=1).encode(
-        x=x.axis(values=[1, 2, 5, 10, 20, 50, 100, 200, 500], format="d"), y=y.axis(tickCount=6, format="~e")
+        x=x.axis(values=[1, 2, 5, 10, 20, 50, 100, 200, 500], format="d"), y=y.axis(tickCount=6, format="~%")
     )
     line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="raw:Q")
     return alt.vconcat(

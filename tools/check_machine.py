@@ -1,11 +1,11 @@
 """Check that this machine can hold the project, before anything is installed (standard library only).
 
-Written for old Pythons too, so that a too old one can say so in words.
+Runs on Python 3.6 too, so that a Python that is too old says so in words.
 """
 
-import os
 import shutil
 import sys
+from pathlib import Path
 
 NEED_PYTHON = (3, 11)
 NEED_GB = 7.5  # the environment with PyTorch takes about 6 GB, pip's downloads pass through the same disk
@@ -20,9 +20,8 @@ def find_problems(folder, version=None, free_gb=None, has_module=None):
     problems = []
     if version < NEED_PYTHON:
         problems.append(
-            "Python {}.{} or later is needed, {} is {}.{}: {}, then run: make PYTHON=/path/to/python3.11 ...".format(
-                NEED_PYTHON[0], NEED_PYTHON[1], sys.executable, version[0], version[1], HELP_PYTHON
-            )
+            f"Python {NEED_PYTHON[0]}.{NEED_PYTHON[1]} or later is needed, {sys.executable} is "
+            f"{version[0]}.{version[1]}: {HELP_PYTHON}, then run: make PYTHON=/path/to/python3.11 ..."
         )
     elif not (has_module("venv") and has_module("ensurepip")):
         problems.append(
@@ -32,8 +31,8 @@ def find_problems(folder, version=None, free_gb=None, has_module=None):
         )
     if free_gb < NEED_GB:
         problems.append(
-            "{:.1f} GB of free disk needed for the environment in {}, only {:.1f} GB found: free some space, "
-            "or clone the repository on a larger disk".format(NEED_GB, folder, free_gb)
+            f"{NEED_GB} GB of free disk are needed for the environment in {folder}, only {free_gb:.1f} GB found: "
+            "free some space, or clone the repository on a larger disk"
         )
     return problems
 
@@ -47,12 +46,12 @@ def _can_import(name):
 
 
 def main():
-    folder = os.getcwd()
+    folder = str(Path(__file__).resolve().parent.parent)
     problems = find_problems(folder)
     for problem in problems:
         sys.stderr.write("missing: " + problem + "\n")
     if not problems:
-        print("This machine is ready: Python {}.{}, venv, disk.".format(*sys.version_info[:2]))
+        print(f"Python {sys.version_info[0]}.{sys.version_info[1]}, venv and disk: all there.")
     return 1 if problems else 0
 
 

@@ -6,11 +6,12 @@ Docstrings in this project are plain sentences, one thing a line, so they are sh
 import pkgutil
 import re
 
-import rankscale
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.util.nodes import nested_parse_with_titles
+
+import rankscale
 
 # A module may import only from those before it.
 DATA_FLOW = (
