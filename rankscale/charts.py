@@ -433,8 +433,10 @@ def score_chart(
 
 # --- effective rank (chapter 04) --------------------------------------------------------------------------
 
+NARROW = 420  # pixels: on a phone a chart shrinks to about 360, and its text with it
 
-def clouds_chart(clouds: pd.DataFrame, size: int = 150) -> alt.FacetChart:
+
+def clouds_chart(clouds: pd.DataFrame, size: int = 120) -> alt.FacetChart:
     """Point clouds side by side on equal axes. clouds: one row per point, columns `cloud` (its title), x, y."""
     table = clouds.assign(x=_rounded(clouds["x"].to_numpy(), 3), y=_rounded(clouds["y"].to_numpy(), 3))
     limit = float(table[["x", "y"]].abs().max().max())
@@ -471,7 +473,8 @@ def curves_chart(table: pd.DataFrame, x: alt.X, y: alt.Y, series: str, title: st
     order = alt.Scale(domain=list(table[series].unique()))  # as a scale: with `sort` Vega draws two legends
     colour, dash = (kind(f"{series}:N", title=series, scale=order) for kind in (alt.Color, alt.StrokeDash))
     lines = alt.Chart(table, title=title).mark_line()
-    return lines.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=list(table.columns))
+    lines = lines.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=list(table.columns))
+    return lines.properties(width=NARROW, height=NARROW // 2)
 
 
 def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "") -> alt.LayerChart:
@@ -488,7 +491,7 @@ def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     shape = alt.Shape("spectrum:N", scale=order)
     dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
-    return alt.layer(line, spread, dots).properties(title=title)
+    return alt.layer(line, spread, dots).properties(title=title, width=NARROW, height=NARROW // 2)
 
 
 def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") -> alt.LayerChart:
@@ -512,7 +515,7 @@ def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") ->
         for part, dx, align in ((top[~right], -6, "left"), (top[right], 8, "right"))
     ]
     guess = alt.Chart(pd.DataFrame({"score": [chance]})).mark_rule(strokeDash=[4, 4]).encode(y="score:Q")
-    return alt.layer(guess, spread, dots, *names).properties(title=title)
+    return alt.layer(guess, spread, dots, *names).properties(title=title, width=NARROW, height=NARROW // 2)
 
 
 def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
@@ -560,6 +563,6 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     )
     line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="raw:Q")
     return alt.vconcat(
-        alt.layer(bars, numbers).properties(height=84, width=WIDTH - 90),
-        alt.layer(dots, line).properties(height=200, width=WIDTH - 90),
+        alt.layer(bars, numbers).properties(width=NARROW, height=84),
+        alt.layer(dots, line).properties(width=NARROW, height=200),
     ).add_params(*sliders)
