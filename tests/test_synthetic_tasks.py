@@ -1,0 +1,115 @@
+"""The synthetic tasks: the same clip every time, balanced labels, nothing shared between splits, order that matters."""
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rankscale.config import SAMPLE_RATE
+from rankscale.sound.synthetic_tasks import (
+    CANDIDATES,
+    CLIP,
+    HELD_OUT,
+    SIZES,
+    synthetic_task,
+    task_factors,
+)
+
+torch.set_num_threads(1)
+every_task = pytest.mark.parametrize("name", CANDIDATES)
+
+
+def waveforms(name, split, clips, block=64):
+    return torch.cat(list(synthetic_task(name, clips).waveforms(split, block)))
+
+
+@every_task
+def test_clips_are_finite_sounding_and_in_range(name):
+    wave = waveforms(name, "test", 12)
+    assert wave.shape == (12, CLIP) and wave.dtype == torch.float32
+    assert torch.isfinite(wave).all() and wave.abs().max() <= 1
+    rms = wave.square().mean(1).sqrt()
+    assert rms.min() > 1e-3, "a clip is silent"
+    assert rms.max() / rms.min() > 1.5, "levels hardly vary"
+
+
+@every_task
+def test_a_clip_depends_on_nothing_but_its_number(name):
+    whole = waveforms(name, "train", 9, block=9)
+    assert torch.equal(whole, waveforms(name, "train", 9, block=4)), "changes with the block"
+    assert torch.equal(whole[:5], waveforms(name, "train", 5)), "changes with the number of clips"
+    assert not torch.equal(whole, waveforms(name, "test", 9)), "two splits hold the same clips"
+    assert len(torch.unique(whole, dim=0)) == 9, "a clip occurs twice"
+
+
+@every_task
+def test_splits_have_the_stated_sizes_and_balanced_labels_within_the_vocabulary(name):
+    task = synthetic_task(name)
+    assert {part: len(split) for part, split in task.splits.items()} == SIZES
+    assert len(set(task.vocabulary)) == len(task.vocabulary)
+    for split in task.splits.values():
+        if task.prediction == "multilabel":
+            assert split.labels.shape == (len(split), len(task.vocabulary)) and split.labels.dtype == bool
+            rate = split.labels.mean(0)
+            assert rate.min() > 0.7 * rate.mean() and split.labels.any(1).all()
+        else:
+            counts = np.bincount(split.labels, minlength=len(task.vocabulary))
+            assert len(counts) == len(task.vocabulary) and counts.max() - counts.min() <= 1
+    shorter = synthetic_task(name, 60).splits["test"].labels
+    assert np.array_equal(shorter, task.splits["test"].labels[:60])
+
+
+@every_task
+def test_no_held_out_value_is_shared_between_splits(name):
+    tables = {part: task_factors(name, part, 400) for part in SIZES}
+    checked = [column for column in HELD_OUT if column in tables["train"]]
+    assert {"room", "noise"} < set(checked), "the task holds nothing out but its channel"
+    for column in checked:
+        values = {part: set(table[column].explode()) for part, table in tables.items()}
+        assert len(values["train"]) > 10
+        for one, other in [("train", "valid"), ("train", "test"), ("valid", "test")]:
+            assert not values[one] & values[other], f"{column} is shared between {one} and {other}"
+
+
+def test_factors_describe_the_clips_that_are_made():
+    table = task_factors("noise_level", "test", 40)
+    level = waveforms("noise_level", "test", 40).square().mean(1).sqrt().log10() * 20
+    assert np.corrcoef(table["level_db"], level)[0, 1] > 0.95
+    labels = synthetic_task("noise_level", 40).splits["test"].labels
+    assert np.corrcoef(table["snr_db"], labels)[0, 1] > 0.95
+
+
+def test_an_unknown_task_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="choose one of word"):
+        synthetic_task("birdsong")
+
+
+def pooled(name, split, clips):
+    """Mean and standard deviation over time of the log-Mel bands, (clip, 128): the floor's features."""
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=512, hop_length=160, f_max=8000, n_mels=64)
+    decibel = 10 * mel(waveforms(name, split, clips)).clamp_min(1e-10).log10()
+    return torch.cat([decibel.mean(2), decibel.std(2)], 1).numpy()
+
+
+@pytest.mark.parametrize("name", ["vowel_order", "contour"])
+def test_order_cannot_be_told_from_the_mean_and_spread_of_the_log_mel(name):
+    task = synthetic_task(name, 300)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+    probe.fit(pooled(name, "train", 300), task.splits["train"].labels)
+    score = probe.score(pooled(name, "test", 300), task.splits["test"].labels)
+    assert abs(score - task.chance) < 0.12, f"accuracy {score:.2f} where chance is {task.chance:.2f}"
+
+
+def test_order_can_be_told_from_quarters_of_the_clip():
+    """The control of the test above: the order is in the sound, and easy once time is kept."""
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, n_fft=512, hop_length=160, f_max=8000, n_mels=64)
+    task, means = synthetic_task("vowel_order", 600), {}
+    for split, clips in (("train", 600), ("test", 200)):
+        decibel = 10 * mel(waveforms("vowel_order", split, clips)).clamp_min(1e-10).log10()
+        means[split] = torch.nn.functional.adaptive_avg_pool1d(decibel, 8).flatten(1).numpy()
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    probe.fit(means["train"], task.splits["train"].labels)
+    assert probe.score(means["test"], task.splits["test"].labels[:200]) > 0.45
