@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from rankscale import records, spectra
 from rankscale.budget import budget
 from rankscale.config import RunConfig
-from rankscale.corpus import Corpus, build_corpus, task_mels
+from rankscale.corpus import Corpus, MelBlocks, build_corpus
 from rankscale.embed import Embed, embed_all, encoder_embedding, logmel_embedding
 from rankscale.mae import save_encoder
 from rankscale.pretrain import Pretrained, pick_device, pretrain
@@ -52,7 +51,7 @@ class Suite:
 
     task: Task
     suite: str  # "synthetic" or "real"
-    mels: dict[str, Iterable[Tensor]]  # split -> re-iterable blocks
+    mels: dict[str, MelBlocks]
 
     def features(self, embed: Embed) -> dict[str, np.ndarray]:
         """split -> (n_clip, dim)."""
@@ -185,7 +184,7 @@ def _folder_tasks(folder: Path, config: RunConfig) -> list[Task]:
 def _suite(task: Task, suite: str, cache: Path) -> Suite:
     used = {split for fold in task.folds for part in fold for split in part}
     cache = cache if suite == "synthetic" else None
-    return Suite(task, suite, {split: task_mels(task, split, cache) for split in task.splits if split in used})
+    return Suite(task, suite, {split: MelBlocks(task, split, cache) for split in task.splits if split in used})
 
 
 def _score_all(suites: list[Suite], embed: Embed, label: str, progress: bool) -> Scores:
