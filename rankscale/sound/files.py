@@ -79,6 +79,7 @@ class _Reading:
     path: Path
     sound: sf.SoundFile
     log: str  # what libsndfile noted when it opened the file
+    can_seek: bool
     frames: int = 0  # decoded so far
     peak: float = 0.0  # over all channels, before they are averaged
     damage: str = ""
@@ -101,7 +102,7 @@ class _Reading:
     @property
     def seekable(self) -> bool:
         """Whether a frame number means the same to the decoder as to who counts frames."""
-        return not self.damage and self.frames == self.sound.frames
+        return self.can_seek and not self.damage and self.frames == self.sound.frames
 
 
 def _open(path: Path) -> _Reading:
@@ -109,7 +110,7 @@ def _open(path: Path) -> _Reading:
         if path.stat().st_size == 0:
             raise AudioError(path, "the file is empty (zero bytes)")
         sound = sf.SoundFile(path)
-        return _Reading(path, sound, sound.extra_info)
+        return _Reading(path, sound, sound.extra_info, sound.seekable())
     except sf.LibsndfileError as error:
         why = error.error_string.rstrip(".")
         if "does not exist" in why:  # said of any MP3 without a frame; that it exists was seen above
