@@ -535,6 +535,7 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     ]
     added = {"raw": eps, "centred": eps, "squared": 0}  # the constant is RankMe's only
     kinds = tuple(added)
+    # Every step writes fields of its own: a slider re-runs only the steps that depend on it.
     base = (
         alt.Chart(alt.sequence(1, max_dim + 1, as_="i"))
         .transform_filter("datum.i <= dim")
@@ -545,10 +546,11 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
         .transform_calculate(**{f"p_{kind}": f"datum.{kind} / datum.sum_{kind} + {added[kind]}" for kind in kinds})
         .transform_calculate(**{f"h_{kind}": f"-datum.p_{kind} * log(datum.p_{kind})" for kind in kinds})
         .transform_joinaggregate(**{f"entropy_{kind}": f"sum(h_{kind})" for kind in kinds})
-        .transform_calculate(**{kind: f"exp(datum.entropy_{kind})" for kind in kinds})
+        .transform_calculate(**{f"rank_{kind}": f"exp(datum.entropy_{kind})" for kind in kinds})
     )
     first = base.transform_filter("datum.i == 1")
-    ranks = first.transform_fold(list(kinds), as_=["kind", "rank"]).encode(
+    folded = first.transform_fold([f"rank_{kind}" for kind in kinds], as_=["field", "rank"])
+    ranks = folded.transform_calculate(kind="slice(datum.field, 5)").encode(
         x=alt.X("rank:Q", title="effective rank (directions), axis up to K")
         .scale(domainMin=0, domainMax=alt.ExprRef("1.15 * dim"), nice=False)
         .axis(tickCount=6),
@@ -561,7 +563,7 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     dots = base.mark_circle(size=20, color=CATEGORY_COLOURS[0], opacity=1).encode(
         x=x.axis(values=[1, 2, 5, 10, 20, 50, 100, 200, 500], format="d"), y=y.axis(tickCount=6, format="~%")
     )
-    line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="raw:Q")
+    line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="rank_raw:Q")
     return alt.vconcat(
         alt.layer(bars, numbers).properties(width=NARROW, height=84),
         alt.layer(dots, line).properties(width=NARROW, height=200),
