@@ -21,15 +21,17 @@ from rankscale.sound._render import (
     band,
     bin_hz,
     burst,
+    colour_noise,
     decay,
     each,
     filter_noise,
     from_frames,
     locate,
     modes,
+    noise_hz,
     normalise,
     pulses,
-    resonate,
+    resonance,
     shower,
     smooth,
     strike,
@@ -77,8 +79,8 @@ def column(rows: Rows, name: str) -> Tensor:
 
 def coloured(rows: Rows, salt: int = 0) -> Tensor:
     """Steady noise of the row's slope, rolled off under 60 Hz."""
-    f = bins(rows)
-    return filter_noise(rows.noise(salt), tilt(f, column(rows, "slope_db")) * (f / (f + 60)))
+    f = noise_hz(rows.sample, rows.device)
+    return colour_noise(rows.salted(salt), tilt(f, rows["slope_db"]) * (f / (f + 60)), rows.sample)
 
 
 def spread_modes(rows: Rows, count: int, salt: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,7 +92,7 @@ def spread_modes(rows: Rows, count: int, salt: int) -> tuple[Tensor, Tensor, Ten
     return rows["pitch_hz"] * ratio, decay_s, (0.3 + u[:, count:]) * ratio**-0.5
 
 
-def object_ir(rows: Rows, count: int = 8, salt: int = 20, longest_s: float = 1.0) -> Tensor:
+def object_ir(rows: Rows, count: int = 8, salt: int = 20, longest_s: float = 0.7) -> Tensor:
     """Impulse response of a struck object with a click of noise; (row, length)."""
     length = min(rows.sample, round(longest_s * SAMPLE_RATE))
     click = burst(rows.salted(salt + 1), length, rows["pitch_hz"] * 2, 1.0, 0.02 + 0 * rows["pitch_hz"])
@@ -130,7 +132,7 @@ def stream(rows: Rows) -> Tensor:
     length = min(rows.sample, 2400)
     t = torch.arange(length, device=rows.device, dtype=torch.float64) / SAMPLE_RATE
     irs = []
-    for ratio in (0.6, 0.85, 1.2, 1.7):
+    for ratio in (0.55, 0.7, 0.9, 1.15, 1.5, 2.0):
         hz = rows.put64("pitch_hz") * ratio
         phase = hz * t + 3 * rows.put64("depth") * hz * t * t
         irs.append(torch.sin(2 * math.pi * (phase % 1).float()) * decay(length, rows["decay_s"] / ratio))
@@ -208,7 +210,7 @@ def engine(rows: Rows) -> Tensor:
     )
     rough = rows.noise() * (0.3 + fired.abs()) * 0.5
     pipe = column(rows, "texture") * torch.tensor([160.0, 480, 950, 2100], device=rows.device)
-    return from_frames(resonate(to_frames(fired + rows["noisy"] * rough), pipe, 0.25 * pipe), rows.sample)
+    return from_frames(to_frames(fired + rows["noisy"] * rough) * resonance(pipe, 0.25 * pipe), rows.sample)
 
 
 def mains_hum(rows: Rows) -> Tensor:
@@ -296,7 +298,7 @@ def animal(rows: Rows) -> Tensor:
         rows.sample,
     )
     voice = on * (pulses(hz.clamp(30, 2000), 2200 + 0 * hz, rows.sample) + rows["noisy"] * rows.noise())
-    return from_frames(resonate(to_frames(voice), formant, 0.12 * formant), rows.sample)
+    return from_frames(to_frames(voice) * resonance(formant, 0.12 * formant), rows.sample)
 
 
 def squeak(rows: Rows) -> Tensor:

@@ -13,17 +13,23 @@ from rankscale.sound._draw import Quantile, Table, lognormal, normal, sometimes,
 from rankscale.sound._render import (
     TOP_HZ,
     Rows,
+    band,
     burst,
     each,
     locate,
     modes,
+    noise_hz,
+    pulses,
+    shape,
     strike,
+    tilt,
     tone,
     upsample,
 )
 
-PARTIALS = 20
-VOICES = 3  # notes at once: of a chord, or of a melody whose notes ring on
+PARTIALS = 28
+CHORD = 3  # notes at once
+RINGING = 2  # notes of a melody that sound on under the next one
 
 MAJOR, MINOR = (0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10)
 SCALES = {
@@ -60,7 +66,7 @@ PROGRESSIONS = np.array([(0, 4, 5, 3), (0, 3, 4, 0), (0, 5, 1, 4), (0, 0, 3, 4),
 class Instrument(NamedTuple):
     """One timbre. Times in seconds; the drawn factors scale them."""
 
-    engine: str  # partials, fm or drums
+    engine: str  # partials, pulses, fm or drums
     slope: float = 1.0  # k-th partial falls as k ** -slope
     even: float = 1.0  # gain of the even partials
     body_hz: float = 1000.0  # a broad resonance
@@ -81,11 +87,11 @@ INSTRUMENTS = {
         "partials", 1.2, body_hz=600, attack_s=0.004, decay_s=3.5, damping=0.2, rings=True, pluck=0.12, stiff=4e-4
     ),
     "organ": Instrument("partials", 0.8, even=0.9, attack_s=0.03, release_s=0.06),
-    "bowed": Instrument("partials", 1.0, body_hz=1800, attack_s=0.09, release_s=0.12),
+    "bowed": Instrument("pulses", 1.0, body_hz=1800, attack_s=0.09, release_s=0.12),
     "flute": Instrument("partials", 2.4, even=0.6, body_hz=800, attack_s=0.06),
     "electric piano": Instrument("fm", attack_s=0.004, decay_s=2.0, rings=True, fm=(1.0, 1.6, 0.5)),
-    "brass": Instrument("partials", 0.7, body_hz=1300, attack_s=0.05, release_s=0.06),
-    "clarinet": Instrument("partials", 1.0, even=0.08, body_hz=1500, attack_s=0.04),
+    "brass": Instrument("pulses", 0.7, body_hz=1300, attack_s=0.05, release_s=0.06),
+    "clarinet": Instrument("pulses", 1.0, even=0.08, body_hz=1500, attack_s=0.04),
     "marimba": Instrument(
         "partials", 1.4, attack_s=0.004, decay_s=0.7, damping=0.9, rings=True, ratios=(1, 3.93, 9.24, 15.2)
     ),
@@ -96,7 +102,7 @@ INSTRUMENTS = {
     ),
     "synth bass": Instrument("fm", attack_s=0.006, decay_s=1.2, fm=(0.5, 3.0, 0.25)),
     "harpsichord": Instrument("partials", 0.4, body_hz=2500, attack_s=0.004, decay_s=1.6, damping=0.1, rings=True, pluck=0.07),
-    "reed": Instrument("partials", 0.5, body_hz=900, attack_s=0.03, release_s=0.05),
+    "reed": Instrument("pulses", 0.6, body_hz=900, attack_s=0.03, release_s=0.05),
     "metal bars": Instrument("partials", 0.8, attack_s=0.004, decay_s=3.0, damping=0.3, rings=True, ratios=(1, 2.76, 5.4, 8.93)),
     "FM bell": Instrument("fm", attack_s=0.004, decay_s=4.0, rings=True, fm=(1.414, 4.0, 1.5)),
     "FM brass": Instrument("fm", attack_s=0.06, decay_s=12.0, fm=(1.0, 3.5, 6.0)),
@@ -110,7 +116,7 @@ MUSIC: dict[str, Quantile] = {
     "rhythm": zipf(list(RHYTHMS), 0.6),
     "arrangement": zipf(ARRANGEMENTS, 0.6),
     "scale": zipf(list(SCALES), 0.9),
-    "tonic_midi": normal(57.0, 9.0, 31, 86),
+    "tonic_midi": normal(59.0, 9.0, 36, 86),
     "detune_cents": normal(0.0, 15.0),
     "leap": lognormal(1.5, 0.5, 0.4, 7.0),  # mean step of a melody in degrees of the scale
     "legato": lognormal(0.8, 0.35, 0.15, 1.5),  # length of a note over the time to the next
@@ -195,20 +201,23 @@ class Held(NamedTuple):
     after_s: Tensor  # since its end, below 0 while it is held
     velocity: Tensor
     midi: Tensor  # float64
+    lowest_hz: np.ndarray  # of the whole part, with room for vibrato; (voice row,)
 
 
 def hold_notes(rows: Rows, notes: Notes, voice: np.ndarray, ringing: np.ndarray) -> Held:
     """Give each row's voice its notes: a ringing melody passes them round the voices, a chord gives one to each."""
     number, _ = locate(rows, notes.onset_s)
     turn = rows.put(voice, torch.int64)[:, None]
-    mine = number - (number - turn) % VOICES
+    mine = number - (number - turn) % RINGING
     number = torch.where(rows.put(ringing, torch.bool)[:, None], mine, number)
     known, number = number >= 0, number.clamp(min=0)
     onset, length, velocity = (each(rows, x, number, torch.float64) for x in notes[:3])
     since = torch.where(known, rows.t - onset, -1.0)
     chord = np.where(rows.table["arrangement"] == "chords", voice, 0)
     midi = np.take_along_axis(notes.midi, chord[:, None, None], 2)[..., 0]
-    return Held(since.float(), (since - length).float(), velocity.float(), each(rows, midi, number, torch.float64))
+    lowest_hz = 440 * 2 ** ((midi.min(1) - 72) / 12)
+    midi = each(rows, midi, number, torch.float64)
+    return Held(since.float(), (since - length).float(), velocity.float(), midi, lowest_hz)
 
 
 def envelope(rows: Rows, held: Held, attack_s: np.ndarray, release_s: np.ndarray) -> Tensor:
@@ -247,17 +256,17 @@ def describe_partials(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     hz = ratio * 440 * 2 ** ((table["tonic_midi"][:, None] - 69) / 12)
     gain = gain * (0.3 + np.exp(-0.5 * np.log2(hz / (body_hz * table["body"][:, None])) ** 2))
     rate = 6.91 / (decay_s * table["sustain"][:, None]) * (1 + damping * (k - 1))
+    gain = gain * (1 - (k / (PARTIALS + 1)) ** 4)  # no edge after the last
     return ratio, gain / gain.max(1, keepdims=True), rate
 
 
 def play_partials(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
     """A sum of partials, each with its own decay; rows whose partial is inaudible are left out of its sum."""
     ratio, gain, rate = describe_partials(rows.table)
-    lowest = 440 * 2 ** ((held.midi.amin(1).cpu().numpy() - 71) / 12)  # with room for vibrato
     since = held.since_s.clamp(min=0)
     wave = torch.zeros(len(rows), rows.sample, device=rows.device)
     for k in range(PARTIALS):
-        heard = np.flatnonzero((gain[:, k] > 1e-3) & (ratio[:, k] * lowest < TOP_HZ))
+        heard = np.flatnonzero((gain[:, k] > 2e-3) & (ratio[:, k] * held.lowest_hz < TOP_HZ))
         if not len(heard):
             continue
         at = torch.from_numpy(heard).to(rows.device)
@@ -266,6 +275,18 @@ def play_partials(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tenso
         )
         wave.index_add_(0, at, tone(hz[at] * rows.put(ratio[heard, k], torch.float64)[:, None], amp, rows.sample))
     return wave
+
+
+def play_pulses(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
+    """Bows, reeds and lips: a train of pulses, brighter when louder, through the resonance of the body."""
+    played = [INSTRUMENTS[kind] for kind in rows.table["kind"]]
+    slope, even, body_hz = (rows.put(np.array(x))[:, None] for x in zip(*[i[1:4] for i in played], strict=True))
+    rolloff_hz = 1000 + 3000 * loudness.clamp(0, 2)
+    # pulses at twice the frequency are the even partials
+    train = pulses(hz, rolloff_hz, rows.sample) - (1 - even) * pulses(2 * hz, rolloff_hz, rows.sample)
+    f = noise_hz(rows.sample, rows.device)
+    body = tilt(f, -6 * slope * rows["brightness"]) * (0.3 + band(f, body_hz * rows["body"], 1.0))
+    return shape(train * upsample(loudness, rows.sample), body * (f / (f + 60)))
 
 
 def play_fm(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
@@ -277,7 +298,7 @@ def play_fm(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
     decay_s = rows.put(np.array([i.decay_s for i in played]))[:, None] * rows["sustain"]
     since = held.since_s.clamp(min=0)
     depth = index.float() / rows["brightness"] * held.velocity.sqrt() * torch.exp(-since / index_s.float())
-    modulation = tone(hz * ratio, depth / (2 * torch.pi), rows.sample)
+    modulation = tone(hz * ratio, depth, rows.sample)
     return tone(hz, loudness * torch.exp(-6.91 * since / decay_s), rows.sample, modulation)
 
 
@@ -312,7 +333,7 @@ def music(rows: Rows) -> tuple[Tensor, Table]:
     notes = compose_notes(rows)
     engine = np.array([INSTRUMENTS[kind].engine for kind in rows.table["kind"]])
     wave = torch.zeros(len(rows), rows.sample, device=rows.device)
-    for name, play in (("partials", play_partials), ("fm", play_fm)):
+    for name, play in (("partials", play_partials), ("pulses", play_pulses), ("fm", play_fm)):
         source, voice = assign_voices(rows.table, engine == name)
         if len(source):
             part = Notes(*[x[source] for x in notes])
@@ -328,7 +349,7 @@ def music(rows: Rows) -> tuple[Tensor, Table]:
 def assign_voices(table: Table, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that are rendered: which source and which of its voices. Chords and ringing melodies need all voices."""
     ringing = np.array([INSTRUMENTS[kind].rings for kind in table["kind"]])
-    need = np.where(ringing | (table["arrangement"] == "chords"), VOICES, 1) * chosen
+    need = np.where(table["arrangement"] == "chords", CHORD, np.where(ringing, RINGING, 1)) * chosen
     source = np.repeat(np.arange(len(need)), need)
     voice = np.concatenate([np.arange(n) for n in need]).astype(int) if len(source) else source
     return source, voice

@@ -1,6 +1,6 @@
 """What the three families of sources share: a time grid, oscillators, filters, struck objects.
 
-Curves live on control points 4 ms apart and are interpolated linearly. Frequencies stay float64 up to the phase
+Curves live on control points 5 ms apart and are interpolated linearly. Frequencies stay float64 up to the phase
 at each control point (a float32 phase would be wrong by whole radians after a few seconds); samples are float32.
 """
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from rankscale.config import SAMPLE_RATE
 from rankscale.sound._draw import Table, hash_noise, hash_uniform
 
-CONTROL = 64  # samples between control points
-BLOCK = 128  # samples between the filter's frames: two control points
-N_FFT = 512  # of the filter: frames of 256 samples, room for impulse responses of 256 more
+CONTROL = 80  # samples between control points
+BLOCK = 160  # samples between the filter's frames: two control points
+N_FFT = 512  # of the filter: frames of 320 samples, room for impulse responses of 192 more
 TOP_HZ = 7800.0  # no oscillator above this
 
 EVENTS_PER_S, EVENT_COLUMNS = 20, 6  # uniform numbers that a source may spend on its events
@@ -142,27 +142,31 @@ def each(rows: Rows, values: np.ndarray, number: Tensor, dtype: torch.dtype = to
 # --- oscillators --------------------------------------------------------------------------------------------
 
 
-def cycles(hz: Tensor, sample: int) -> Tensor:
-    """Phase in cycles, up to whole numbers, of a frequency curve: float64 (row, frame) -> float32 (row, sample)."""
+def advance(hz: Tensor, sample: int, turn: float = 1.0) -> Tensor:
+    """Phase, up to whole cycles, of a frequency curve: float64 (row, frame) -> float32 (row, sample).
+
+    turn: what a cycle counts, 1 or 2 pi.
+    """
     step = hz.double() / SAMPLE_RATE
     left, slope = step[..., :-1], step.diff()
-    advance = (left + slope / 2) * CONTROL
-    start = ((advance.cumsum(-1) - advance) % 1).float()
+    gain = (left + slope / 2) * CONTROL
+    start = gain.cumsum(-1) - gain
+    start, left, slope = (((start - start.floor()) * turn).float(), (left * turn).float(), (slope * turn).float())
     m = torch.arange(CONTROL, dtype=torch.float32, device=hz.device)
-    local = torch.addcmul(start[..., None], left.float()[..., None], m)
-    return local.addcmul_(slope.float()[..., None], m * m / (2 * CONTROL)).flatten(-2)[..., :sample]
+    phase = torch.addcmul(start[..., None], left[..., None], m)
+    return phase.addcmul_(slope[..., None], m * m / (2 * CONTROL)).flatten(-2)[..., :sample]
 
 
 def tone(hz: Tensor, amp: Tensor, sample: int, modulation: Tensor | None = None) -> Tensor:
     """A sine of frequency and amplitude curves (row, frame) -> (row, sample), silent above TOP_HZ.
 
-    modulation: cycles added to the phase, (row, sample).
+    modulation: radians added to the phase, (row, sample).
     """
-    phase = cycles(hz, sample)
+    phase = advance(hz, sample, 2 * math.pi)
     if modulation is not None:
         phase = phase + modulation
     amp = amp.float() * ((TOP_HZ - hz) / 300).clamp(0, 1).float()
-    return torch.sin(phase * (2 * math.pi)).mul_(upsample(amp, sample))
+    return phase.sin_().mul_(upsample(amp, sample))
 
 
 def pulses(hz: Tensor, rolloff_hz: Tensor, sample: int) -> Tensor:
@@ -170,12 +174,14 @@ def pulses(hz: Tensor, rolloff_hz: Tensor, sample: int) -> Tensor:
 
     The h-th harmonic falls by 8.7 dB per rolloff_hz, so that hardly anything is left to alias.
     """
-    phase = cycles(hz, sample)
-    phase -= phase.floor()
+    half = advance(hz, sample, 2 * math.pi)  # x / 2 is taken modulo pi, which leaves s * c and s * s as they are
+    half.mul_(0.5)
     r = upsample(torch.exp(-hz / rolloff_hz), sample)
-    s, c = torch.sin(phase * math.pi), torch.cos(phase * math.pi)
-    # 1 - 2 r cos x + r**2 written without cancellation near x = 0
-    return (2 * r * s * c).div_((1 - r).square_() + 4 * r * s * s)
+    s, c = half.sin(), half.cos_()
+    # 1 - 2 r cos x + r**2 = (1 - r)**2 + 4 r s**2, without cancellation near x = 0
+    c.mul_(s).mul_(r).mul_(2)
+    s.square_().mul_(r).mul_(4).add_(r.neg_().add_(1).square_())
+    return c.div_(s)
 
 
 # --- filters ------------------------------------------------------------------------------------------------
@@ -206,30 +212,55 @@ def to_frames(x: Tensor) -> Tensor:
 
 def from_frames(spectra: Tensor, sample: int) -> Tensor:
     """Overlap-add of filtered frames, inverse of `to_frames`: (row, block, bin) -> (row, sample)."""
-    segments = torch.fft.irfft(spectra, n=N_FFT)
-    count, parts = segments.shape[1], N_FFT // BLOCK
+    segments, count, parts = torch.fft.irfft(spectra, n=N_FFT), spectra.shape[1], math.ceil(N_FFT / BLOCK)
     total = segments.new_zeros(len(segments), count + parts - 1, BLOCK)
     for i in range(parts):
-        total[:, i : i + count] += segments[..., i * BLOCK : (i + 1) * BLOCK]
+        part = segments[..., i * BLOCK : (i + 1) * BLOCK]
+        total[:, i : i + count, : part.shape[-1]] += part
     return total.flatten(1)[:, BLOCK : BLOCK + sample]
 
 
 def filter_noise(noise: Tensor, gain: Tensor) -> Tensor:
-    """Noise through a changing spectrum: gain (row, block or 1, bin) -> (row, sample)."""
-    return from_frames(to_frames(noise) * gain, noise.shape[-1])
+    """Noise through a changing spectrum: gain (row, block, bin) -> (row, sample)."""
+    return from_frames(to_frames(noise).mul_(gain), noise.shape[-1])
 
 
-def resonate(spectra: Tensor, centre_hz: Tensor, width_hz: Tensor) -> Tensor:
-    """Divide spectra (row, block, bin) by a cascade of resonators, in place.
+def colour_noise(key: Tensor, gain: Tensor, sample: int) -> Tensor:
+    """Steady noise with a given spectrum: gain (row, bin of `noise_hz`) -> (row, sample).
 
-    centre_hz, width_hz: (row, block or 1, resonator). Each resonator has gain 1 at 0 Hz and centre / width at its
-    centre: the all-pole model of a vocal tract.
+    Made as random Fourier coefficients, which are what white noise has.
     """
-    f = bin_hz(N_FFT, spectra.device)
-    for centre, width in zip(centre_hz.unbind(-1), width_hz.unbind(-1), strict=True):
-        x = f / centre[..., None]
-        spectra /= torch.complex(1 - x * x, x * (width / centre)[..., None])
-    return spectra
+    coefficients = torch.view_as_complex(hash_noise(key, 2 * gain.shape[-1]).unflatten(-1, (-1, 2)))
+    return torch.fft.irfft(coefficients.mul_(gain), n=2 * (gain.shape[-1] - 1))[..., :sample]
+
+
+def shape(x: Tensor, gain: Tensor) -> Tensor:
+    """Sound through a smooth fixed spectrum: gain (row, bin of `noise_hz`); what leaves the end enters the start."""
+    n_fft = 2 * (gain.shape[-1] - 1)
+    return torch.fft.irfft(torch.fft.rfft(x, n=n_fft).mul_(gain), n=n_fft)[..., : x.shape[-1]]
+
+
+def noise_hz(sample: int, device: torch.device) -> Tensor:
+    """Frequencies of `colour_noise`'s bins."""
+    return bin_hz(2 * next_fast_len(math.ceil(sample / 2), real=True), device)
+
+
+def resonance(centre_hz: Tensor, width_hz: Tensor) -> Tensor:
+    """Response of a cascade of resonators: (row, block, resonator) in Hz -> complex (row, block, bin).
+
+    Each resonator has gain 1 at 0 Hz and centre / width at its centre: the all-pole model of a vocal tract. Its
+    denominator is a polynomial in i x frequency with real coefficients, so one small matrix product evaluates it at
+    all bins; use at most five at once, for float32's sake.
+    """
+    unit = 4000.0  # Hz: keeps the powers near 1
+    linear, square = unit * width_hz / centre_hz**2, (unit / centre_hz) ** 2
+    power = torch.ones_like(linear[..., :1])
+    for k in range(centre_hz.shape[-1]):  # times 1 + linear s + square s**2
+        once, twice, power = (torch.nn.functional.pad(power, (i, 2 - i)) for i in (1, 2, 0))
+        power = power + linear[..., k : k + 1] * once + square[..., k : k + 1] * twice
+    s = (1j * bin_hz(N_FFT, power.device) / unit) ** torch.arange(power.shape[-1], device=power.device)[:, None]
+    denominator = (power @ torch.view_as_real(s).flatten(1)).unflatten(-1, (-1, 2))
+    return torch.view_as_complex(denominator).reciprocal_()  # far quicker than a complex division
 
 
 def convolve(x: Tensor, ir: Tensor, sample: int) -> Tensor:
@@ -275,9 +306,10 @@ def decay(length: int, decay_s: Tensor) -> Tensor:
 def modes(hz: Tensor, decay_s: Tensor, amp: Tensor, length: int) -> Tensor:
     """Damped sines, summed: each (row, mode) -> impulse response (row, length)."""
     t = torch.arange(length, dtype=torch.float64, device=hz.device) / SAMPLE_RATE
-    phase = (hz.double()[..., None] * t) % 1
+    phase = hz.double()[..., None] * t
+    phase = (phase - phase.floor()).float()
     audible = amp * (hz < TOP_HZ)
-    return (torch.sin(2 * math.pi * phase.float()) * decay(length, decay_s[..., None]) * audible[..., None]).sum(1)
+    return (torch.sin(2 * math.pi * phase) * decay(length, decay_s[..., None]) * audible[..., None]).sum(1)
 
 
 def burst(key: Tensor, length: int, centre_hz: Tensor, octaves: Tensor | float, decay_s: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from rankscale.sound._render import (
     from_frames,
     locate,
     pulses,
-    resonate,
+    resonance,
     smooth,
     to_frames,
     upsample,
@@ -192,10 +192,7 @@ class Utterance(NamedTuple):
 def compose_utterance(rows: Rows) -> Utterance:
     """Draw syllables with Zipfian frequencies and lay their phones on the time axis."""
     f, (u_word, u_long, u_pause, u_rest) = rows.table, np.moveaxis(rows.event, 2, 0)[:4]
-    size, one = (
-        len(LEXICON),
-        slice(None),
-    )
+    size = len(LEXICON)
     exponent = f["zipf"][:, None]
     # inverse of a continuous power law over ranks 1..size; each language reads the lexicon in its own order
     power = 1 - np.where(np.abs(exponent - 1) < 1e-3, 1.001, exponent)
@@ -265,13 +262,6 @@ def shape_formants(rows: Rows, spectra: Tensor, target: Tensor) -> Tensor:
     formant = moved[:, ::2] * rows["tract_scale"][..., None]
     sharp = rows["sharpness"][..., None]
     width = (50 + 0.04 * formant) / sharp + rows["nasal"][..., None] * formant.new_tensor([150.0, 60, 0])
-    spectra = resonate(spectra, formant, width)
     upper = torch.tensor([3500.0, 4500, 5500, 6500, 7500], device=rows.device) * rows["tract_scale"]
-    spectra = resonate_static(spectra, upper, 0.05 * upper)
-    return spectra
-
-
-def resonate_static(spectra: Tensor, centre_hz: Tensor, width_hz: Tensor) -> Tensor:
-    """The fixed upper formants (row, resonator): one product of responses for all blocks."""
-    response = torch.ones(len(spectra), 1, spectra.shape[-1], dtype=spectra.dtype, device=spectra.device)
-    return spectra.mul_(resonate(response, centre_hz[:, None], width_hz[:, None]))
+    fixed = resonance(upper[:, None], 0.05 * upper[:, None])
+    return spectra.mul_(resonance(formant, width)).mul_(fixed)

@@ -36,8 +36,11 @@ from rankscale.sound._render import (
     N_FACTORS,
     Rows,
     bin_hz,
+    colour_noise,
     count_events,
+    noise_hz,
     normalise,
+    shape,
     tilt,
 )
 from rankscale.sound._speech import SPEECH, VOICES, draw_speech, speech
@@ -232,21 +235,27 @@ def _place_in_room(dry: Tensor, scene: Table) -> tuple[Tensor, Tensor]:
     col = {name: torch.as_tensor(values, dtype=torch.float32, device=device)[:, None] for name, values in scene.items()}
     key = _to_key(scene, device)
 
+    wet = np.flatnonzero(scene["reverb_s"])
+    if len(wet):
+        at = torch.from_numpy(wet).to(device)
+        dry[at] += _echo(dry[at], {name: values[at] for name, values in col.items()}, key[at])
+    f = noise_hz(sample, device)
+    microphone = _respond(f, col)
+    noise = colour_noise(key + 1, tilt(f, col["noise_slope_db"]) * microphone, sample)
+    return normalise(shape(dry, microphone)), normalise(noise) * 10 ** (-col["snr_db"] / 20)
+
+
+def _echo(dry: Tensor, col: dict[str, Tensor], key: Tensor) -> Tensor:
+    """What a room adds to sounds (clip, sample): their convolution with decaying noise."""
+    sample, device = dry.shape[-1], dry.device
     length = min(sample, round(LONGEST_ECHO_S * SAMPLE_RATE))
     n_fft = next_fast_len(sample + length, real=True)
-    f, t = bin_hz(n_fft, device), torch.arange(length, device=device) / SAMPLE_RATE
-    tail = hash_noise(key, length) * torch.exp(-6.91 * t / col["reverb_s"].clamp(min=0.01)) * (t < col["reverb_s"])
-    echo = torch.fft.rfft(tail, n=n_fft) * tilt(f, col["damping_db"])
-    power = (echo.abs().square().mean(-1, keepdim=True)).sqrt().clamp(min=1e-6)
-    wet = 10 ** (col["wet_db"] / 20) * (col["reverb_s"] > 0)
-    heard = torch.fft.rfft(dry, n=n_fft) * (1 + echo * (wet / power)) * _respond(f, col)
-    signal = torch.fft.irfft(heard, n=n_fft)[..., :sample]
-
-    n_fft = next_fast_len(sample, real=True)
-    f = bin_hz(n_fft, device)
-    colour = tilt(f, col["noise_slope_db"]) * _respond(f, col)
-    noise = torch.fft.irfft(torch.fft.rfft(hash_noise(key + 1, n_fft)) * colour, n=n_fft)[..., :sample]
-    return normalise(signal), normalise(noise) * 10 ** (-col["snr_db"] / 20)
+    t = torch.arange(length, device=device) / SAMPLE_RATE
+    tail = hash_noise(key, length).mul_(torch.exp(t * (-6.91 / col["reverb_s"]))).mul_(t < col["reverb_s"])
+    echo = torch.fft.rfft(tail, n=n_fft).mul_(tilt(bin_hz(n_fft, device), col["damping_db"]))
+    power = torch.view_as_real(echo).square().mean((1, 2), keepdim=True)[..., 0].mul_(2).sqrt_().clamp_(min=1e-6)
+    wet = torch.fft.irfft(echo.mul_(torch.fft.rfft(dry, n=n_fft)), n=n_fft)[..., :sample]
+    return wet * (10 ** (col["wet_db"] / 20) / power)
 
 
 def _respond(f: Tensor, col: dict[str, Tensor]) -> Tensor:
