@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     pool: Literal["mean", "meanstd"] = "mean"  # over time, of the last layer
     rank_clips: Annotated[int, Field(ge=2)] = 12_288  # held-out clips that RankMe is measured on
     rank_eps: Annotated[float, Field(ge=0)] = 1e-7
-    tasks: tuple[str, ...] = ("synth",)  # "synth", or HEAR task folders
+    tasks: tuple[str, ...] = ("synth",)  # "synth", one such as "synth:pitch", or HEAR task folders
     test_folds: Literal["unseen", "all"] = "unseen"  # of folder tasks: the fold kept out of every corpus, or all
     task_clips: Annotated[int, Field(ge=20)] | None = None  # per synthetic task and split, None: the frozen sizes
     checkpoints: Count = 10  # points in the history at which loss and RankMe are measured

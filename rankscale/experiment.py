@@ -162,15 +162,16 @@ def _alpha(centred: Tensor) -> spectra.PowerLawDecay | None:
 
 def load_suites(config: RunConfig, cache: Path, progress: bool = True) -> list[Suite]:
     """The scene tasks of a configuration with their log-Mel clips. Raises ValueError where a folder has no task."""
-    suites = []
-    for entry in config.tasks:
-        synthetic = entry == "synth"
-        tasks = frozen_tasks(config.task_clips) if synthetic else _folder_tasks(Path(entry), config)
-        suites += [
-            _suite(task, "synthetic" if synthetic else "real", cache)
-            for task in tqdm(tasks, "tasks", disable=not progress)
-        ]
-    return suites
+    named = [(task, suite) for entry in config.tasks for task, suite in _tasks_of(entry, config)]
+    return [_suite(task, suite, cache) for task, suite in tqdm(named, "tasks", disable=not progress)]
+
+
+def _tasks_of(entry: str, config: RunConfig) -> list[tuple[Task, str]]:
+    """An entry of `tasks`: "synth" (all that count), "synth:NAME" (one), or a folder of HEAR task folders."""
+    family, _, name = entry.partition(":")
+    if family == "synth":
+        return [(task, "synthetic") for task in frozen_tasks(config.task_clips, name or None)]
+    return [(task, "real") for task in _folder_tasks(Path(entry), config)]
 
 
 def _folder_tasks(folder: Path, config: RunConfig) -> list[Task]:
