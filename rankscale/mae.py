@@ -204,7 +204,9 @@ class InputNorm(nn.BatchNorm1d):
     """
 
     def forward(self, mel: Tensor) -> Tensor:  # (batch, band, frame)
-        return F.batch_norm(mel, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift[:, None], mel, scale[:, None])  # F.batch_norm's backward takes twice as long
 
 
 class PatchEmbed(nn.Module):
@@ -356,8 +358,10 @@ class Decoder(nn.Module):
 def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """patches (batch, n, value) -> the same with mean 0 and variance 1 in each patch, and that mean and SD."""
     mean = patches.mean(dim=2, keepdim=True)
-    std = (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()  # a flat patch stays 0
-    return (patches - mean) / std, mean, std
+    centred = patches - mean
+    variance = centred.square().sum(dim=2, keepdim=True) / (patches.shape[2] - 1)
+    std = (variance + 1e-6).sqrt()  # a flat patch stays 0
+    return centred / std, mean, std
 
 
 class MAEOutput(NamedTuple):
