@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_origin
 
 import click
+from pydantic import ValidationError
 
 from rankscale import __version__
+from rankscale.config import RunConfig, profile
 
 
 class _Readable(click.Group):
@@ -20,7 +24,7 @@ class _Readable(click.Group):
 
         try:
             return super().invoke(context)
-        except ChapterError as error:
+        except (ChapterError, ValueError, OSError) as error:
             click.secho(f"error: {error}", fg="red", err=True)
             sys.exit(1)
 
@@ -82,3 +86,76 @@ def book(profile: str, workers: int) -> None:
 
 def _short(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+class _ListOptions(click.Command):
+    """Lets `--tasks A B C` mean `--tasks A --tasks B --tasks C`, as people type it."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        lists = {flag for option in self.params if getattr(option, "multiple", False) for flag in option.opts}
+        spread, current, follows = [], None, False
+        for arg in args:
+            is_flag = arg.startswith("--")
+            if not is_flag and follows and current:
+                spread.append(current)
+            spread.append(arg)
+            follows = not is_flag
+            current = (arg if arg in lists else None) if is_flag else current
+        return super().parse_args(context, spread)
+
+
+def _config_options(command: Callable) -> Callable:
+    """An option for every field of RunConfig; those that are not given keep the profile's value."""
+    for name, field in reversed(RunConfig.model_fields.items()):
+        many = get_origin(field.annotation) is tuple
+        option = click.option(
+            f"--{name.replace('_', '-')}", name, multiple=many, default=None, metavar="VALUE ..." if many else "VALUE"
+        )
+        command = option(command)
+    return command
+
+
+@main.command(cls=_ListOptions)
+@click.option("--profile", "profile_name", default="small", show_default=True, help="smoke, small or full")
+@_config_options
+@click.option(
+    "--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="records, encoders, caches"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--workers", default=2, show_default=True, help="processes that prepare clips")
+@click.option("--publish", is_flag=True, help="also copy the records to data/runs/, where chapters read them")
+@click.option("--quiet", is_flag=True, help="no progress bars")
+def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, quiet: bool, **fields: object) -> None:
+    """Pre-train one encoder, rank its embeddings, probe them, and write a record.
+
+    Any setting of a run can be given; the rest comes from the profile. The same command goes on where a killed one
+    stopped, and prints the record if it is there.
+    """
+    given = {name: value for name, value in fields.items() if value not in (None, ())}
+    try:
+        config = profile(profile_name, **given)
+    except ValueError as error:
+        raise click.UsageError(_explain(error)) from error
+    from rankscale import experiment, records
+
+    places = experiment.Places(out)
+    record = experiment.run(config, places, device, workers, progress=not quiet)
+    click.echo(experiment.describe(record))
+    click.echo(f"record: {_short(records.record_path(places.records, config).resolve())}")
+    if publish:
+        for each in {config, config.untrained()}:
+            kept = records.write_record(
+                records.read_record(records.record_path(places.records, each)), Path("data/runs")
+            )
+            click.echo(f"published: {kept}")
+
+
+def _explain(error: ValueError) -> str:
+    """What is wrong with which setting, without pydantic's own layout."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors())
+
+
+if __name__ == "__main__":
+    main()

@@ -206,3 +206,18 @@ def suite_quality(scores: Scores, suites: list[Suite]) -> dict[str, dict[str, fl
         probe: {suite: quality({name: by_task[name]["score"] for name in tasks}) for suite, tasks in names.items()}
         for probe, by_task in scores.items()
     }
+
+
+def describe(record: RunRecord) -> str:
+    """A record in a few lines for a terminal: status, rank, Q beside its floors by probe and suite."""
+    lines = [f"{record.config.encoder}  {record.status}" + (f": {record.reason}" if record.reason else "")]
+    if record.rank:
+        rank = record.rank
+        lines.append(
+            f"RankMe {rank.rankme:.2f} of at most {rank.dim} ({rank.n_clip} held-out clips), centred {rank.rankme_centred:.2f}"
+        )
+    for probe, suites in record.quality.items():
+        for suite, q in suites.items():
+            floors = "  ".join(f"{name} {q_floor[probe][suite]:.3f}" for name, q_floor in record.floor_quality.items())
+            lines.append(f"Q {suite:10} {probe:12} {q:.3f}   floors: {floors}")
+    return "\n".join(lines)
