@@ -108,9 +108,11 @@ def _config_options(command: Callable) -> Callable:
     """An option for every field of RunConfig; those that are not given keep the profile's value."""
     for name, field in reversed(RunConfig.model_fields.items()):
         many = get_origin(field.annotation) is tuple
+        default = " ".join(map(str, field.default)) if many else field.default
         option = click.option(
-            f"--{name.replace('_', '-')}", name, multiple=many, default=None, metavar="VALUE ..." if many else "VALUE"
-        )
+            f"--{name.replace('_', '-')}", name, multiple=many, default=None, metavar="VALUE ..." if many else "VALUE",
+            help=f"small: {default}",
+        )  # fmt: skip
         command = option(command)
     return command
 

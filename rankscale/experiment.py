@@ -214,7 +214,8 @@ def describe(record: RunRecord) -> str:
     if record.rank:
         rank = record.rank
         lines.append(
-            f"RankMe {rank.rankme:.2f} of at most {rank.dim} ({rank.n_clip} held-out clips), centred {rank.rankme_centred:.2f}"
+            f"RankMe {rank.rankme:.2f} of at most {rank.dim} on {rank.n_clip} held-out clips, "
+            f"{rank.rankme_centred:.2f} centred"
         )
     for probe, suites in record.quality.items():
         for suite, q in suites.items():
