@@ -527,6 +527,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
 
 
+def test_the_old_file_is_replaced_not_overwritten(tmp_path):
+    path = tmp_path / "state.pt"
+    save_atomically({"step": 1}, path)
+    before = path.read_bytes()
+    with path.open("rb") as old:
+        save_atomically({"step": 2}, path)
+        assert old.read() == before
+    assert torch.load(path, weights_only=True) == {"step": 2}
+
+
 def test_a_write_killed_before_its_end_leaves_the_old_file(tmp_path):
     path = tmp_path / "state.pt"
     save_atomically({"step": 1}, path)
@@ -562,14 +572,20 @@ def test_damaged_and_foreign_checkpoints_are_named(encoder, tmp_path):
 
 
 class Harmful:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
     def __reduce__(self):
-        return (os.system, ("true",))
+        return (os.mkdir, (str(self.folder),))
 
 
-def test_a_checkpoint_with_code_is_refused(tmp_path):
-    torch.save({"model": Harmful(), "config": {}}, tmp_path / "harmful.pt")
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save({"model": Harmful(tmp_path / "ran"), "config": {}}, tmp_path / "harmful.pt")
     with pytest.raises(ValueError, match="not an encoder checkpoint"):
         load_encoder(tmp_path / "harmful.pt")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.gpu
