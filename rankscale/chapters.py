@@ -30,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from rankscale.charts import ASSETS, ASSETS_URL, STATIC
 from rankscale.config import PROFILES
 
+PACKAGE = Path(__file__).parent
 WORKERS = 2  # chapters that run at once, each in a kernel of one thread
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
 # A change of one of these may change a chapter's output.
@@ -119,8 +120,9 @@ class Chapter:
 
         Raises ChapterError on a line that is not ``name: type = default``.
         """
-        cells = [cell for cell in self.notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-        return {item.name: item for cell in cells for item in self._declared(cell.source)}
+        if self.parameter_cell is None:
+            return {}
+        return {item.name: item for item in self._declared(self.notebook.cells[self.parameter_cell].source)}
 
     def _declared(self, source: str) -> Iterator[Parameter]:
         lines = source.splitlines()
@@ -140,10 +142,21 @@ class Chapter:
                 help=rest.partition("#")[2].strip(),
             )
 
-    def line_of(self, cell_source: str, line: int) -> int:
-        """Line of the chapter's file (1 is the first) that a cell's line stands on; 0 if it is not there."""
-        start = self.text.find(cell_source.strip("\n"))
-        return self.text.count("\n", 0, start) + line if start >= 0 else 0
+    @cached_property
+    def cell_lines(self) -> list[int]:
+        """The line of the file (1 is the first) on which each cell's source starts."""
+        lines, position = [], 0
+        for cell in self.notebook.cells:
+            found = re.compile(rf"^{re.escape(cell.source)}$", re.MULTILINE).search(self.text, position)
+            position = found.end() if found else position
+            lines.append(self.text.count("\n", 0, found.start() if found else position) + 1)
+        return lines
+
+    @cached_property
+    def parameter_cell(self) -> int | None:
+        """Index of the cell tagged `parameters`."""
+        tags = [cell.metadata.get("tags", []) for cell in self.notebook.cells]
+        return next((index for index, found in enumerate(tags) if "parameters" in found), None)
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -237,13 +250,13 @@ def run_chapter(
         try:
             notebook = papermill.execute_notebook(
                 chapter.notebook, str(output), parameters=changed, kernel_name="python3",
-                cwd=str(chapter.path.parent), progress_bar=progress, extra_arguments=["--log-level=ERROR"],
+                cwd=str(chapter.path.parent), progress_bar=progress, extra_arguments=["--log-level=CRITICAL"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
-            raise ChapterError(_explain_failure(chapter, error, output)) from None
+            raise ChapterError(_explain_failure(chapter, error, bool(changed), output)) from None
         except DeadKernelError as error:
             raise ChapterError(f"chapters/{chapter.path.name}: the kernel died (out of memory?): {error}") from None
-    _describe_run(notebook, output, time.perf_counter() - started)
+    _describe_run(chapter, notebook, output, time.perf_counter() - started)
     return output
 
 
@@ -262,31 +275,40 @@ class _environment:
         os.environ.update(self.before)
 
 
-def _describe_run(notebook: Any, output: Path, seconds: float) -> None:
-    """Write the notebook with its run time and without papermill's record of where it lay on this machine."""
+def _describe_run(chapter: Chapter, notebook: Any, output: Path, seconds: float) -> None:
+    """Write the notebook with its run time and its cells' lines in the chapter, without papermill's own record
+    of where it lay on this machine.
+    """
     import nbformat
 
     notebook.metadata.pop("papermill", None)
+    starts, source_map = iter(chapter.cell_lines), []
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
+        injected = "injected-parameters" in cell.metadata.get("tags", [])
+        # MyST-NB adds the line inside the cell, and two.
+        source_map.append(source_map[-1] if injected else next(starts) - 2)
+    notebook.metadata["source_map"] = source_map
     notebook.metadata["rankscale"] = {"seconds": round(seconds, 1)}
     nbformat.write(notebook, output)
 
 
-def _explain_failure(chapter: Chapter, error: Any, output: Path) -> str:
-    """Which cell of which chapter, under which heading, on which line, and the end of the traceback."""
+def _explain_failure(chapter: Chapter, error: Any, injected: bool, output: Path) -> str:
+    """Which cell of which chapter, under which heading, on which line, and the end of the traceback.
+
+    injected: papermill has put a cell of its own after the parameters.
+    """
     cells = chapter.notebook.cells
-    position = next((i for i, cell in enumerate(cells) if cell.source == error.source), len(cells))
+    position = error.cell_index - (injected and error.cell_index > chapter.parameter_cell)
     prose = "\n".join(cell.source for cell in cells[:position] if cell.cell_type == "markdown")
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     trace = [re.sub(r"\x1b\[[0-9;]*m", "", line) for part in error.traceback for line in part.splitlines()]
     in_cell = re.findall(rf"Cell In\[{error.exec_count}\], line (\d+)", "\n".join(trace))
-    line = chapter.line_of(error.source, int(in_cell[-1]) if in_cell else 1)
-    where = f"line {line}" if line else "the injected parameters"
+    line = chapter.cell_lines[position] + (int(in_cell[-1]) - 1 if in_cell else 0)
     under = f' under "{headings[-1]}"' if headings else ""
-    tail = "\n    ".join(text for text in trace if text.strip())[-1500:]
+    tail = "\n    ".join([text for text in trace if text.strip()][-20:])
     return (
-        f"chapters/{chapter.path.name}, {where}: {error.ename}: {error.evalue}\n"
+        f"chapters/{chapter.path.name}:{line}: {error.ename}: {error.evalue}\n"
         f"  in code cell [{error.exec_count}]{under}\n    {tail}\n"
         f"  The notebook up to there: {output}"
     )
@@ -365,8 +387,7 @@ def _result_folder(root: Path, chapter: Chapter, profile: str, inputs: str) -> P
 
 def _hash_inputs(root: Path) -> str:
     """Hash of what every chapter may depend on: the package's sources, data/, package versions."""
-    package = Path(__file__).parent
-    files = [*package.rglob("*.py"), *(path for path in root.glob("data/**/*") if path.is_file())]
+    files = [*PACKAGE.rglob("*.py"), *(path for path in root.glob("data/**/*") if path.is_file())]
     packages = [f"{name}=={version(name)}" for name in KEY_PACKAGES] + [sys.version]
     return _hash_files(files) + hashlib.sha256("\n".join(packages).encode()).hexdigest()
 
@@ -433,7 +454,7 @@ def build_book(root: Path, profile: str, workers: int = WORKERS) -> Path:
         print("Nothing changed since this book was built.")
         return html
     print("Rendering the pages ...", flush=True)
-    _run_jupyter_book(root, staged)
+    _run_jupyter_book(staged)
     built = staged / "_build" / "html"
     built.joinpath("build.json").write_text(json.dumps({"key": key, "profile": profile}), encoding="utf-8")
     shutil.rmtree(html, ignore_errors=True)
@@ -452,7 +473,7 @@ def _hash_staged(staged: Path) -> str:
     return _hash_files(path for path in staged.rglob("*") if path.is_file())
 
 
-def _run_jupyter_book(root: Path, staged: Path) -> None:
+def _run_jupyter_book(staged: Path) -> None:
     """The strict build; the full log stays beside the staged tree."""
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(staged), "-W", "-n", "--keep-going"]
@@ -465,20 +486,11 @@ def _run_jupyter_book(root: Path, staged: Path) -> None:
     if done.returncode:
         found = [line for line in done.stdout.splitlines() if re.search(r"WARNING|ERROR|rror:", line)]
         found = found or done.stdout.splitlines()[-15:]
-        lines = "\n  ".join(dict.fromkeys(_in_source_terms(line, root, staged) for line in found))
+        lines = "\n  ".join(dict.fromkeys(_in_source_terms(line, staged) for line in found))
         raise ChapterError(f"the book did not build:\n  {lines}\n  The whole log: {log}")
 
 
-def _in_source_terms(line: str, root: Path, staged: Path) -> str:
-    """A warning of the build with the staged notebook's place put as the chapter's own file and line."""
+def _in_source_terms(line: str, staged: Path) -> str:
+    """A warning of the build with the staged file's name put as its source's; the lines are the source's already."""
     line = re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{staged}/", "")
-    found = re.match(r"chapters/([\w-]+)\.ipynb:(\d+)", line)
-    if not found:
-        return line
-    chapter = find_chapter(root, found[1])
-    notebook = json.loads(staged.joinpath("chapters", f"{chapter.name}.ipynb").read_text(encoding="utf-8"))
-    cell, offset = divmod(int(found[2]), 10_000)  # how MyST-NB counts: ten thousand lines to a cell
-    cells = notebook["cells"]
-    source = "".join(cells[cell - 1]["source"]) if 0 < cell <= len(cells) else ""
-    place = chapter.line_of(source, max(offset, 1)) if source else 0
-    return f"chapters/{chapter.path.name}:{place or '?'}" + line[found.end() :]
+    return re.sub(r"^chapters/([\w-]+)\.ipynb", r"chapters/\1.md", line)
