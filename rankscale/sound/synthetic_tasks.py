@@ -30,7 +30,7 @@ SIZES = {"train": 1500, "valid": 500, "test": 1500}  # clips in each split
 _POOLS = {"train": range(0, 60), "valid": range(60, 75), "test": range(75, 105)}
 _SEED = 20_240_917  # of TASK_VERSION v1; any change to a sound is a new version
 # Factors that never take the same value in two splits; a task has the ones it uses.
-HELD_OUT = ("voice", "utterance", "pitch", "timbre", "tap", "texture", "number", "room", "noise")
+HELD_OUT = ("voice", "utterance", "phones", "pitch", "timbre", "tap", "texture", "number", "room", "noise")
 
 Factors = dict[str, object]
 
@@ -60,8 +60,8 @@ def _ramp(length: int, attack: int, release: int) -> np.ndarray:
 
 def _add(out: np.ndarray, sound: np.ndarray, start: int) -> None:
     """Mix a sound in at a sample; what hangs over the end is cut."""
-    stop = min(len(out), start + len(sound))
-    out[start:stop] += sound[: stop - start]
+    room = max(0, len(out) - start)
+    out[start : start + len(sound)] += sound[:room]
 
 
 def _unit(sound: np.ndarray) -> np.ndarray:
@@ -69,12 +69,18 @@ def _unit(sound: np.ndarray) -> np.ndarray:
     return sound / (np.sqrt(np.mean(np.square(sound))) + 1e-9)
 
 
+def _fraction(turns: np.ndarray) -> np.ndarray:
+    """What is left above the whole turns, from 0 to 1, as float32."""
+    return (turns - np.floor(turns)).astype(np.float32)
+
+
 def _play(table: np.ndarray, f0: np.ndarray, phase: float = 0.0) -> np.ndarray:
     """Read a one-cycle wavetable at a frequency (Hz) for each sample, by linear interpolation."""
-    position = (np.cumsum(f0 / SAMPLE_RATE) + phase) % 1 * len(table)
+    position = _fraction(np.cumsum(f0 / SAMPLE_RATE, dtype=np.float64) + phase) * np.float32(len(table))
     whole = position.astype(np.int32)
-    share = (position - whole).astype(np.float32)
-    return table[whole] * (1 - share) + table[(whole + 1) % len(table)] * share
+    closed = np.append(table, table[:2])  # position may round up to the whole length
+    low = closed[whole]
+    return low + (closed[whole + 1] - low) * (position - whole)
 
 
 def _wander(rng: Generator, length: int, semitones: float, glide: float = 0.0) -> np.ndarray:
@@ -241,14 +247,15 @@ def _taps(number: int, onsets_s: np.ndarray, rng: Generator) -> np.ndarray:
     return out
 
 
-def _texture(number: int, track: np.ndarray, envelope: np.ndarray, rng: Generator) -> np.ndarray:
-    """A band of noise, or nearly a tone, whose centre follows a track (octaves from its own) with an envelope."""
+def _texture(number: int, track: np.ndarray, rng: Generator) -> np.ndarray:
+    """A band of noise, or nearly a tone, whose centre follows a track (octaves from its own); unit RMS."""
     own = _rng("texture", number)
     centre, width = 700 * 2 ** own.uniform(0, 1.8), 10 ** own.uniform(0.7, 2.3)
-    slow = signal.lfilter(*signal.butter(1, width, fs=SAMPLE_RATE), rng.standard_normal((2, len(track)), np.float32))
-    phase = (2 * np.pi * np.cumsum(centre * 2.0**track) / SAMPLE_RATE % (2 * np.pi)).astype(np.float32)
-    slow = _unit(slow.astype(np.float32))
-    return (slow[0] * np.cos(phase) + slow[1] * np.sin(phase)) * envelope
+    keep = np.float32(np.exp(-2 * np.pi * width / SAMPLE_RATE))
+    noise = rng.standard_normal((2, len(track)), np.float32)
+    cosine, sine = signal.lfilter(np.ones(1, np.float32), np.array([1, -keep], np.float32), noise)
+    angle = np.float32(2 * np.pi) * _fraction(np.cumsum(centre / SAMPLE_RATE * np.exp2(track), dtype=np.float64))
+    return _unit(cosine * np.cos(angle) + sine * np.sin(angle))
 
 
 # Channel: room, equaliser, background noise, level ----------------------------------------------------------
@@ -325,8 +332,8 @@ def _word(label: int, part: str, rng: Generator) -> Draft:
     return factors, lambda: _say(_voice(voice), _WORDS[label], beats, rng)
 
 
-_HABITS = ("rising, stress first", "rising, stress last", "falling, stress first", "falling, stress last")
-_SPEAKERS = tuple(f"tract {tract}, {habit}" for tract in range(5) for habit in _HABITS)
+_HABITS = ("rising stress-first", "rising stress-last", "falling stress-first", "falling stress-last")
+_SPEAKERS = tuple(f"tract {tract} {habit}" for tract in range(5) for habit in _HABITS)
 
 
 def _speaker(label: int, part: str, rng: Generator) -> Draft:
@@ -455,64 +462,71 @@ def _noise_level(label: int, part: str, rng: Generator) -> Draft:
     return factors, lambda: _say(_voice(voice), phones, beats, rng)
 
 
-def _periodic(rate: float, time: np.ndarray, rng: Generator) -> np.ndarray:
-    """Position in the cycle, 0 to 1, at a rate (Hz), from a random start."""
-    return (rate * time + rng.random()) % 1
+@dataclass(frozen=True)
+class _Motion:
+    """What moves in one clip of an environment: cycles (sample,) from 0 to 1, a slow drift, scattered hits."""
+
+    slow: np.ndarray
+    fast: np.ndarray
+    rapid: np.ndarray
+    reach: float  # octaves
+    knots: np.ndarray
+    hits: np.ndarray  # samples
+
+    def drift(self) -> np.ndarray:
+        return np.interp(_TIME, np.linspace(0, 1.28, len(self.knots)), self.knots).astype(np.float32)
+
+    def crackle(self) -> np.ndarray:
+        out = np.zeros(CLIP, np.float32)
+        for hit in self.hits:
+            _add(out, np.exp(-_TIME[:1600] / 0.012), hit)
+        return out
 
 
-def _environment_shapes(kind: str, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Track (octaves) and envelope of one clip of an environment, (sample,) each."""
-    time, flat = np.arange(CLIP, dtype=np.float32) / SAMPLE_RATE, np.ones(CLIP, np.float32)
-    cycle = _periodic(rng.uniform(1.6, 3.2), time, rng)
-    fast = _periodic(rng.uniform(6, 9), time, rng)
-    reach = rng.uniform(0.8, 1.6)
-    smooth = np.interp(time, np.linspace(0, 1.28, 9), rng.random(9) ** 2)
-    hits = np.zeros(CLIP, np.float32)
-    hits[rng.integers(0, CLIP, rng.poisson(12))] = 1
-    decay = np.exp(-time[:1600] / 0.012)
-    match kind:
-        case "steady":
-            return 0 * time, flat
-        case "gusts":
-            return 0 * time, smooth
-        case "surf in":
-            return 0 * time, cycle**3
-        case "surf out":
-            return 0 * time, (1 - cycle) ** 3
-        case "chop":
-            return 0 * time, (fast < 0.5) + 0.02
-        case "flutter":
-            return 0 * time, _periodic(rng.uniform(16, 22), time, rng) ** 2
-        case "crackle":
-            return 0 * time, signal.fftconvolve(hits, decay)[:CLIP]
-        case "double knock":
-            return 0 * time, np.exp(-(cycle % 0.22) / 0.05) * (cycle < 0.44)
-        case "whoop":
-            return reach * (cycle - 0.5), flat
-        case "dive":
-            return reach * (0.5 - cycle), flat
-        case "siren":
-            return reach * (np.abs(2 * cycle - 1) - 0.5), flat
-        case "two tones":
-            return reach * ((cycle < 0.5) - 0.5), flat
-        case "chirps up":
-            return reach * (fast - 0.5), np.sin(np.pi * fast) ** 2
-        case "chirps down":
-            return reach * (0.5 - fast), np.sin(np.pi * fast) ** 2
-        case "wobble":
-            return 0.25 * reach * np.sin(2 * np.pi * fast), flat
-        case "wander":
-            return reach * (smooth - 0.5), flat
-    raise ValueError(f"environment {kind!r} is not one of {_ENVIRONMENTS}")
+def _motion(rng: Generator) -> _Motion:
+    slow, fast, rapid = (_fraction(rng.uniform(*rate) * _TIME + rng.random()) for rate in _RATES)
+    hits = rng.integers(0, CLIP, 3 + rng.poisson(10))
+    return _Motion(slow, fast, rapid, rng.uniform(0.8, 1.6), rng.random(9) ** 2, hits)
 
 
-_ENVIRONMENTS = ("steady", "gusts", "surf in", "surf out", "chop", "flutter", "crackle", "double knock", "whoop",
-                 "dive", "siren", "two tones", "chirps up", "chirps down", "wobble", "wander")  # fmt: skip
+_RATES = ((1.6, 3.2), (6, 9), (16, 22))  # Hz
+_TIME = np.arange(CLIP, dtype=np.float32) / SAMPLE_RATE
+# An environment is a way to be loud over time and a way to move in frequency (octaves per reach); others are flat.
+_ENVELOPES = {
+    "gusts": lambda m: m.drift(),
+    "surf in": lambda m: m.slow**3,
+    "surf out": lambda m: (1 - m.slow) ** 3,
+    "chop": lambda m: (m.fast < 0.5) + np.float32(0.02),
+    "flutter": lambda m: m.rapid**2,
+    "crackle": lambda m: m.crackle(),
+    "double knock": lambda m: np.exp(-np.where(m.slow < 0.22, m.slow, m.slow - 0.22) / 0.05) * (m.slow < 0.44),
+    "chirps up": lambda m: np.sin(np.pi * m.fast) ** 2,
+    "chirps down": lambda m: np.sin(np.pi * m.fast) ** 2,
+}
+_TRACKS = {
+    "whoop": lambda m: m.slow - 0.5,
+    "dive": lambda m: 0.5 - m.slow,
+    "siren": lambda m: np.abs(2 * m.slow - 1) - 0.5,
+    "two tones": lambda m: (m.slow < 0.5) - np.float32(0.5),
+    "chirps up": lambda m: m.fast - 0.5,
+    "chirps down": lambda m: 0.5 - m.fast,
+    "wobble": lambda m: 0.25 * np.sin(2 * np.pi * m.fast),
+    "wander": lambda m: m.drift() - 0.5,
+}
+_ENVIRONMENTS = ("steady", *dict.fromkeys([*_ENVELOPES, *_TRACKS]))
+
+
+def _scene(kind: str, number: int, rng: Generator) -> np.ndarray:
+    """A clip of an environment, made of a numbered texture."""
+    motion, still = _motion(rng), np.zeros(CLIP, np.float32)
+    track = motion.reach * _TRACKS[kind](motion) if kind in _TRACKS else still
+    sound = _texture(number, track, rng)
+    return sound * _ENVELOPES[kind](motion) if kind in _ENVELOPES else sound
 
 
 def _environment(label: int, part: str, rng: Generator) -> Draft:
     texture = _held(rng, part)
-    return {"texture": texture}, lambda: _texture(texture, *_environment_shapes(_ENVIRONMENTS[label], rng), rng)
+    return {"texture": texture}, lambda: _scene(_ENVIRONMENTS[label], texture, rng)
 
 
 _SOURCES = tuple(f"{n} source{'s' * (n > 1)}" for n in range(1, 5))
@@ -545,7 +559,7 @@ def _tapping(number: int, part: str, rng: Generator) -> np.ndarray:
 
 
 def _weather(number: int, part: str, rng: Generator) -> np.ndarray:
-    return _texture(number, *_environment_shapes(rng.choice(_ENVIRONMENTS), rng), rng)
+    return _scene(rng.choice(_ENVIRONMENTS), number, rng)
 
 
 _SOURCE_KINDS = (_talk, _tune, _tapping, _weather)
@@ -581,7 +595,7 @@ def _tagged(name: str, number: int, rng: Generator) -> np.ndarray:
         case "tap":
             return np.tile(_tap(number), 3)
     kind = {"rising chirp": "chirps up", "falling chirp": "chirps down"}.get(name, name)
-    return _texture(number, *_environment_shapes(kind, rng), rng)
+    return _scene(kind, number, rng)
 
 
 # Tasks from recipes -----------------------------------------------------------------------------------------
