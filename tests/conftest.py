@@ -47,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # so that none is left out of the count
+        if {"real_audio", "awkward_audio"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("real_audio")
+
+
 def _ran_on_real_audio(reporter) -> int:
     reports = [report for group in reporter.stats.values() for report in group]
     return sum(getattr(r, "when", "") == "call" and "real_audio" in getattr(r, "keywords", {}) for r in reports)

@@ -160,7 +160,7 @@ def make_awkward_audio(root: Path) -> Path:
         "derived_antiphase.wav": (second[:, None] * [1, -1], RATE, "PCM_16"),
         "derived_clipped.flac": ((30 * second).clip(-1, 1), RATE, "PCM_16"),
         "derived_dc_offset.flac": (second / 2 + 0.4, RATE, "PCM_16"),
-        "derived_float32.wav": (4 * stereo, 44100, "FLOAT"),
+        "derived_float32.wav": (8 * stereo, 44100, "FLOAT"),
         "derived_float64.wav": (stereo, 44100, "DOUBLE"),
         "derived_left_only.wav": (stereo * [1, 0], RATE, "PCM_16"),
         "derived_mp3_16k_mono.mp3": (long, RATE, "MPEG_LAYER_III"),

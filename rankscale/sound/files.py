@@ -72,6 +72,13 @@ class AudioError(ValueError):
 # --- one file ---------------------------------------------------------------------------------------------
 
 
+class _Forward(sf.SoundFile):
+    """Reads on without the seek that soundfile adds after each block, which alters what MP3 decodes to."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 @dataclass
 class _Reading:
     """What is learned about a file while it is being decoded."""
@@ -109,8 +116,8 @@ def _open(path: Path) -> _Reading:
     try:
         if path.stat().st_size == 0:
             raise AudioError(path, "the file is empty (zero bytes)")
-        sound = sf.SoundFile(path)
-        return _Reading(path, sound, sound.extra_info, sound.seekable())
+        sound = _Forward(path)
+        return _Reading(path, sound, sound.extra_info, sf.SoundFile.seekable(sound))
     except sf.LibsndfileError as error:
         why = error.error_string.rstrip(".")
         if "does not exist" in why:  # said of any MP3 without a frame; that it exists was seen above
@@ -127,7 +134,7 @@ def _decode(reading: _Reading, frames: float = math.inf) -> Iterator[np.ndarray]
         try:
             block = reading.sound.read(int(min(_READ_FRAMES, frames)), dtype="float32", always_2d=True)
         except sf.LibsndfileError as error:
-            reading.damage = error.error_string.rstrip(".")
+            reading.damage = error.error_string.removeprefix("Error : ").rstrip(".")
             return
         if not len(block):
             return
