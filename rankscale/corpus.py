@@ -215,8 +215,8 @@ class _FolderPart:
 
 def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool) -> _FolderPart:
     """Shards of a folder's clips; of HEAR task folders only the files that may be trained on."""
-    found = [tasks.training_files(task) for task in tasks.find_tasks(folder)]
-    allowed = [path for paths in found for path in paths] or None
+    scored = [entry for entry in config.tasks if not entry.startswith("synth")]
+    allowed = tasks.training_files(folder, scored) if tasks.find_tasks(folder) else None
     manifest = files.scan(folder, files=allowed, cache_dir=cache, progress=progress)
     if not manifest.files:
         raise ValueError(f"{folder}: no usable audio file. {manifest.summary()}")
