@@ -484,13 +484,15 @@ def _run_jupyter_book(staged: Path) -> None:
     log = staged / "build.log"
     log.write_text(done.stdout, encoding="utf-8")
     if done.returncode:
-        found = [line for line in done.stdout.splitlines() if re.search(r"WARNING|ERROR|rror:", line)]
-        found = found or done.stdout.splitlines()[-15:]
+        rows = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
+        marked = [bool(re.search(r"WARNING|ERROR|rror:", row)) for row in rows]
+        # A warning that ends with a colon has its reason on the next line.
+        follows = [False, *(mark and row.endswith(":") for mark, row in zip(marked, rows, strict=True))]
+        found = [row for row, mark, more in zip(rows, marked, follows, strict=False) if mark or more] or rows[-15:]
         lines = "\n  ".join(dict.fromkeys(_in_source_terms(line, staged) for line in found))
         raise ChapterError(f"the book did not build:\n  {lines}\n  The whole log: {log}")
 
 
 def _in_source_terms(line: str, staged: Path) -> str:
     """A warning of the build with the staged file's name put as its source's; the lines are the source's already."""
-    line = re.sub(r"\x1b\[[0-9;]*m", "", line).replace(f"{staged}/", "")
-    return re.sub(r"^chapters/([\w-]+)\.ipynb", r"chapters/\1.md", line)
+    return re.sub(r"^chapters/([\w-]+)\.ipynb", r"chapters/\1.md", line.replace(f"{staged}/", ""))

@@ -90,6 +90,13 @@ def test_every_chapter_became_a_page(html):
 
 
 @built_book
+def test_the_package_is_documented(html):
+    page = Page(html / "book/api.html")
+    assert {"rankscale.spectra.rankme", "rankscale.config.RunConfig", "rankscale.charts.player"} <= page.ids
+    assert ".. automodule" not in page.path.read_text(encoding="utf-8")
+
+
+@built_book
 def test_links_images_and_sounds_exist(html):
     assert broken_links(html) == []
 

@@ -30,13 +30,13 @@ def list_rooms():
 
 
 class Rooms(Directive):
-    """One section a module."""
+    """One section a module (the page is Markdown; autodoc writes reStructuredText)."""
 
     def run(self):
         lines = []
         for name in list_rooms():
             title = name.removeprefix("rankscale.")
-            lines += [title, "-" * len(title), "", f".. automodule:: {name}", "   :members:", ""]
+            lines += [f"## {title}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
         node = nodes.section()
         node.document = self.state.document
         nested_parse_with_titles(self.state, StringList(lines, "api_rooms"), node)
