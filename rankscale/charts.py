@@ -568,3 +568,247 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
         alt.layer(bars, numbers).properties(width=NARROW, height=84),
         alt.layer(dots, line).properties(width=NARROW, height=200),
     ).add_params(*sliders)
+
+
+# --- sound and log-Mel (chapter 01) -----------------------------------------------------------------------
+
+
+def frame_chart(samples: Any, bin_db: Any, band_db: Any) -> alt.VConcatChart:
+    """One frame on its way: windowed samples, power of its Fourier bins, Mel bands. All of one 32 ms window.
+
+    samples: (512,). bin_db: (257,) in dB. band_db: (64,) in dB.
+    """
+    samples, bin_db, band_db = _as_array(samples), _as_array(bin_db), _as_array(band_db)
+    parts = [
+        (1000 * np.arange(len(samples)) / SAMPLE_RATE, samples, "time in the window (ms)", "amplitude"),
+        (np.linspace(0, SAMPLE_RATE / 2, len(bin_db)), bin_db, "frequency (Hz)", "power (dB)"),
+        (np.arange(1, len(band_db) + 1), band_db, "Mel band", "power (dB)"),
+    ]
+    panels = []
+    for i, (x, y, x_title, y_title) in enumerate(parts):
+        base = alt.Chart(pd.DataFrame({"x": _rounded(x), "y": np.round(y, 3 if i == 0 else 1)}))
+        mark = {"interpolate": "step"} if i else {}
+        line = base.mark_line(color=CATEGORY_COLOURS[i], strokeWidth=1.5, **mark).encode(
+            x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[float(x[0]), float(x[-1])], nice=False)),
+            y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+        )
+        panels.append(line.properties(width=NARROW, height=95))
+    return alt.vconcat(*panels)
+
+
+def spectrogram_switch(
+    pictures: Mapping[str, Any], seconds: float, top_hz: float, label: str = "", range_db: float = 70
+) -> alt.LayerChart:
+    """Spectrograms in one place, with buttons that choose which is shown; the first one at the start.
+
+    pictures: name -> (bin, frame) in dB, bins evenly from 0 Hz to top_hz, frames from 0 to `seconds`. Each is
+    drawn from its maximum down to range_db below it. label: before the buttons.
+    """
+    rows = []
+    for name, values in pictures.items():
+        values = _as_array(values)
+        rows.append({"name": name, "url": _png(values[::-1], values.max() - range_db, values.max())})
+    names, height = list(pictures), 220
+    buttons = alt.binding_radio(options=names, name=f"{label} ")
+    shown = alt.param(name="shown_picture", value=names[0], bind=buttons)
+    corners = pd.DataFrame({"time_s": [0, seconds], "hz": [0, top_hz]})
+    axes = (
+        alt.Chart(corners)
+        .mark_point(opacity=0)
+        .encode(
+            x=alt.X("time_s:Q", title="time (s)", scale=alt.Scale(domain=[0, seconds], nice=False)),
+            y=alt.Y("hz:Q", title="frequency (Hz)", scale=alt.Scale(domain=[0, top_hz], nice=False)).axis(grid=False),
+        )
+    )
+    image = (
+        alt.Chart(pd.DataFrame(rows))
+        .transform_filter("datum.name == shown_picture")
+        .mark_image(width=WIDTH, height=height, aspect=False)
+        .encode(x=alt.value(WIDTH / 2), y=alt.value(height / 2), url="url:N")
+    )
+    return alt.layer(image, axes).add_params(shown).properties(width=WIDTH, height=height)
+
+
+def mel_scale_explorer(max_bands: int = 128) -> alt.VConcatChart:
+    """A tone and a filter bank with sliders: where the tone falls on the Mel scale, and which bands hear it.
+
+    Filters are torchaudio's: triangles with equal steps on the HTK Mel scale from 0 to 8 kHz, peak 1.
+    """
+    top = _mel(SAMPLE_RATE / 2)
+    tone = alt.param("tone_hz", value=1000, bind=alt.binding_range(min=50, max=7900, step=10, name="tone (Hz) "))
+    bands = alt.param(
+        "n_bands", value=BANDS, bind=alt.binding_range(min=8, max=max_bands, step=1, name="number of bands ")
+    )
+    hz = "700 * (pow(10, ({}) / 2595) - 1)".format
+    x = alt.X("hz:Q", title="frequency (Hz)", scale=alt.Scale(domain=[0, SAMPLE_RATE / 2], nice=False))
+
+    curve = (
+        alt.Chart(alt.sequence(0, top, 20, as_="mel"))
+        .transform_calculate(hz=hz("datum.mel"))
+        .mark_line(color=CATEGORY_COLOURS[0])
+        .encode(x=x.title(None), y=alt.Y("mel:Q", title="Mel").axis(tickCount=5))
+    )
+    here = alt.Chart(alt.sequence(0, 1, as_="i")).transform_calculate(
+        hz="tone_hz", mel="2595 * log(1 + tone_hz / 700) / LN10"
+    )
+    drop = here.mark_rule(color=CATEGORY_COLOURS[1], strokeDash=[5, 3], strokeWidth=2).encode(x="hz:Q")
+    dot = here.mark_point(color=CATEGORY_COLOURS[1], size=90, opacity=1).encode(x="hz:Q", y="mel:Q")
+
+    # Three corners a triangle: band b starts at corner b of the bank, peaks at b + 1 and ends at b + 2.
+    step = f"{top} / (n_bands + 1)"
+    corners = (
+        alt.Chart(alt.sequence(0, 3 * max_bands, as_="n"))
+        .transform_calculate(band="floor(datum.n / 3)", corner="datum.n % 3")
+        .transform_filter("datum.band < n_bands")
+        .transform_calculate(hz=hz(f"(datum.band + datum.corner) * {step}"), weight="datum.corner == 1 ? 1 : 0")
+        .transform_calculate(low=hz(f"datum.band * {step}"), high=hz(f"(datum.band + 2) * {step}"))
+        .transform_calculate(hears="datum.low < tone_hz && tone_hz < datum.high")
+    )
+    triangles = corners.encode(
+        x=x, y=alt.Y("weight:Q", title="weight").axis(values=[0, 0.5, 1]), detail="band:N", order="corner:Q"
+    )
+    deaf = triangles.transform_filter("!datum.hears").mark_line(color=GRID, strokeWidth=0.8)
+    hears = triangles.transform_filter("datum.hears").mark_line(color=CATEGORY_COLOURS[1], strokeWidth=2.5)
+
+    words = here.transform_calculate(
+        below=f"floor(datum.mel / ({step}))",
+        place="format(tone_hz, ',') + ' Hz = ' + format(datum.mel, ',.0f') + ' Mel'",
+        spacing=hz(f"datum.mel + {step} / 2") + " - " + hz(f"datum.mel - {step} / 2"),
+    ).transform_calculate(
+        first="datum.place + '; bands are ' + format(datum.spacing, '.0f') + ' Hz apart there'",
+        second="'= ' + format(12 * log((tone_hz + datum.spacing / 2) / (tone_hz - datum.spacing / 2)) / LN2, '.1f') "
+        f"+ ' semitones; the lowest two are ' + format({hz(f'2 * {step}')} - {hz(step)}, '.0f') + ' Hz apart'",
+    )
+    lines = [
+        words.mark_text(align="left", fontSize=15).encode(x=alt.value(0), y=alt.value(y), text=f"{field}:N")
+        for field, y in (("first", 10), ("second", 32))
+    ]
+    return alt.vconcat(
+        alt.layer(*lines).properties(width=NARROW, height=40),
+        alt.layer(curve, drop, dot).properties(width=NARROW, height=130),
+        alt.layer(deaf, hears).properties(width=NARROW, height=90),
+    ).add_params(tone, bands)
+
+
+def band_stats_chart(table: pd.DataFrame) -> alt.FacetChart:
+    """Mean level of each Mel band (line) with one standard deviation to both sides (area), a panel a family.
+
+    table: columns family, band (1 to 64), hz, mean_db, std_db.
+    """
+    near = table.assign(low=table["mean_db"] - table["std_db"], high=table["mean_db"] + table["std_db"]).round(1)
+    families = list(near["family"].unique())
+    base = alt.Chart(near).encode(
+        x=alt.X("band:Q", title="Mel band", scale=alt.Scale(domain=[1, BANDS], nice=False)),
+        color=alt.Color(
+            "family:N", legend=None, scale=alt.Scale(range=[FAMILY_COLOURS[name] for name in families])
+        ).sort(families),
+    )
+    spread = base.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title="level (dB)"), y2="high:Q")
+    tooltip = ["family:N", "band:Q", "hz:Q", "mean_db:Q", "std_db:Q"]
+    mean = base.mark_line().encode(y="mean_db:Q", tooltip=tooltip)
+    panel = alt.layer(spread, mean).properties(width=NARROW // 2 - 30, height=120)
+    return panel.facet(alt.Facet("family:N", title=None, sort=families), columns=2)
+
+
+def patches_chart(mel: Any, patch_frames: int, title: str = "") -> alt.LayerChart:
+    """A log-Mel spectrogram cut into patches: every line is the edge of a token. mel: (64, frame) in dB."""
+    mel = _as_array(mel)
+    edges = np.arange(0, mel.shape[1] + 1, patch_frames) * HOP / SAMPLE_RATE
+    lines = alt.Chart(pd.DataFrame({"time_s": np.round(edges, 3)})).mark_rule(color="white", opacity=0.75)
+    return alt.layer(mel_chart(mel, title), lines.encode(x="time_s:Q"))
+
+
+def token_calculator() -> alt.VConcatChart:
+    """Sliders for clip length, patch, mask and width; the token counts that follow, and a mask, in the browser.
+
+    Counts are RunConfig's and mae.count_kept's: whole patches only, whole groups of two hidden tokens.
+    """
+    knobs = {  # name: (start, least, most, step, label)
+        "calc_clip_s": (1.28, 0.16, 10.24, 0.02, "clip (s) "),
+        "calc_patch": (4, 2, 16, 1, "frames in a patch "),
+        "calc_mask": (0.75, 0.05, 0.95, 0.05, "mask ratio "),
+        "calc_width": (64, 16, 768, 16, "width "),
+    }
+    sliders = [
+        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
+        for name, (start, least, most, step, label) in knobs.items()
+    ]
+    tokens = f"floor(floor(round(calc_clip_s * {SAMPLE_RATE}) / {HOP}) / calc_patch)"
+    groups = f"ceil({tokens} / 2)"
+    kept = f"clamp(round((1 - calc_mask) * {groups}), 1, {groups} - 1) * 2"
+    lines = {
+        "frames of 10 ms that are used": f"{tokens} * calc_patch",
+        "tokens": tokens,
+        "tokens that the encoder sees in pre-training": kept,
+        "tokens that it has to imagine": f"{tokens} - {kept}",
+        "milliseconds in a token": f"calc_patch * {1000 * HOP // SAMPLE_RATE}",
+        "values that go into a token": f"calc_patch * {BANDS}",
+        "numbers that come out of the encoder, all tokens together": f"{tokens} * calc_width",
+        "pairs of tokens that attention compares, all seen": f"{tokens} * {tokens}",
+    }
+    value = " : ".join(f"datum.row == {i} ? {line}" for i, line in enumerate(lines.values())) + " : 0"
+    table = pd.DataFrame({"row": range(len(lines)), "label": list(lines)})
+    y = alt.Y("row:O", axis=None)
+    base = alt.Chart(table).transform_calculate(value=value).encode(y=y)
+    labels = base.mark_text(align="left", fontSize=14).encode(x=alt.value(0), text="label:N")
+    numbers = base.mark_text(align="right", fontSize=15, fontWeight=600).encode(
+        x=alt.value(NARROW), text=alt.Text("value:Q", format=",.0f")
+    )
+    return alt.vconcat(
+        _mask_squares(tokens, kept).properties(width=NARROW, height=80),
+        alt.layer(labels, numbers).properties(width=NARROW, height=24 * len(lines)),
+    ).add_params(*sliders)
+
+
+def _mask_squares(tokens: str, kept: str, columns: int = 64) -> alt.Chart:
+    """A square for every token, in rows of `columns`; hidden ones are hollow. tokens, kept: Vega expressions."""
+    at_most = 512  # the longest clip in the smallest patches
+    # A fixed scatter of the groups: the fraction of a large sine looks random enough for a picture.
+    noise = "abs(43758.5453 * sin(12.9898 * (floor(datum.i / 2) + 1))) % 1"
+    return (
+        alt.Chart(alt.sequence(0, at_most, as_="i"))
+        .transform_filter(f"datum.i < {tokens}")
+        .transform_calculate(column=f"datum.i % {columns}", line=f"floor(datum.i / {columns})", noise=noise)
+        .transform_window(order="dense_rank()", sort=[alt.SortField("noise")])
+        .transform_calculate(seen=f"datum.order * 2 <= {kept}")
+        .mark_square(color=CATEGORY_COLOURS[0], stroke=CATEGORY_COLOURS[0], size=30, strokeWidth=1, opacity=1)
+        .encode(
+            x=alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
+            y=alt.Y("line:Q", axis=None, scale=alt.Scale(domain=[-0.5, at_most / columns - 0.5], reverse=True)),
+            fillOpacity=alt.FillOpacity("seen:N", legend=None, scale=alt.Scale(domain=[True, False], range=[1, 0])),
+        )
+    )
+
+
+# --- measuring quality (chapter 05) -----------------------------------------------------------------------
+
+
+def strip_chart(table: pd.DataFrame, x_title: str, title: str = "") -> alt.LayerChart:
+    """One row per embedding: a dot for every run, a tick at their mean. table: columns embedding, seed, q."""
+    rounded = table.assign(q=_rounded(table["q"].to_numpy(), 4))
+    order = alt.Scale(domain=list(dict.fromkeys(table["embedding"])))
+    colour, shape = (kind("embedding:N", scale=order, legend=None) for kind in (alt.Color, alt.Shape))
+    x = alt.X("q:Q", title=x_title, scale=alt.Scale(zero=False, nice=True))
+    base = alt.Chart(rounded, title=title).encode(y=alt.Y("embedding:N", title=None, scale=order, sort=None))
+    dots = base.mark_point(size=70, opacity=0.75).encode(x=x, color=colour, shape=shape, tooltip=list(table.columns))
+    mean = base.mark_tick(thickness=3, height=22, color=INK).encode(x="mean(q):Q")
+    return alt.layer(dots, mean).properties(width=NARROW, height={"step": 34})
+
+
+def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
+    """Score of every task by embedding, for a probe chosen below the chart.
+
+    scores: columns task, embedding, probe, score, one row each.
+    """
+    table = scores.assign(score=_rounded(scores["score"].to_numpy(), 4))
+    order = alt.Scale(domain=list(dict.fromkeys(table["embedding"])))
+    colour, shape = (
+        kind("embedding:N", title=None, scale=order, legend=alt.Legend(columns=2)) for kind in (alt.Color, alt.Shape)
+    )
+    probes = list(dict.fromkeys(table["probe"]))
+    chosen = alt.param(value=probes[0], bind=alt.binding_select(options=probes, name="probe: "), name="probe_shown")
+    dots = alt.Chart(table).mark_point(size=80, opacity=0.85).transform_filter(alt.datum.probe == chosen)
+    x = alt.X("score:Q", title="score (0: guessing, 1: perfect)", scale=alt.Scale(domain=[-0.1, 1]))
+    y = alt.Y("task:N", title=None, sort=None)
+    dots = dots.encode(x=x, y=y, color=colour, shape=shape, tooltip=list(table.columns))
+    return dots.add_params(chosen).properties(width=NARROW, height={"step": 26})
