@@ -22,11 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rankscale import mel as mel_room
-from rankscale import sound as sound_rooms
 from rankscale.config import RunConfig
 from rankscale.mel import LogMel, MelStats, mel_stats
-from rankscale.sound import files, synthetic_tasks, tasks
-from rankscale.sound.synth import synthesize
+from rankscale.sound import files, synth, synthetic_tasks, tasks
 from rankscale.storage import write_atomically
 
 SHARD = 256  # clips in a file
@@ -34,6 +32,17 @@ HELDOUT_START = 2**40  # index of the first synthetic clip that no run trains on
 HELDOUT_ONE_IN = 10  # of the files of a folder, one in ten is held out, chosen by the hash of its name
 STATS_CLIPS = 1000  # clips that the input statistics are set from
 CACHE = Path("runs/cache")
+
+
+def source_digest(*paths: str | Path) -> str:
+    """Identify code by the text of its files: what it made is reused only while it is unchanged."""
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in paths)).hexdigest()[:12]
+
+
+# Taken when the code is loaded: a file that is edited while a run goes on must not name what the old code made.
+SYNTH_DIGEST = source_digest(synth.__file__, *sorted(Path(synth.__file__).parent.glob("_[a-z]*.py")), mel_room.__file__)
+FOLDER_DIGEST = source_digest(files.__file__, mel_room.__file__)
+TASKS_DIGEST = source_digest(synthetic_tasks.__file__, mel_room.__file__)
 
 
 class ClipStore:
@@ -134,7 +143,7 @@ def build_corpus(config: RunConfig, cache: Path = CACHE, workers: int = 1, progr
         train_rows = np.concatenate([train_rows, add(make(0, n_train), n_train)]).astype(np.int64)
         kept = heldout_rows[: config.rank_clips - n_heldout]
         heldout_rows = np.concatenate([kept, add(make(HELDOUT_START, n_heldout), n_heldout)])
-        sources.append(Source("synth", synth_digest(), n_train, n_heldout))
+        sources.append(Source("synth", SYNTH_DIGEST, n_train, n_heldout))
     return Corpus(ClipStore(shards), np.asarray(train_rows), heldout_rows, tuple(sources))
 
 
@@ -148,22 +157,9 @@ def _count(shard: Path) -> int:
     return len(np.load(shard, mmap_mode="r"))
 
 
-def source_digest(*modules) -> str:
-    """Identify code by its text: cached features are reused only while the code that made them is unchanged."""
-    text = b"".join(Path(module.__file__).read_bytes() for module in modules)
-    return hashlib.sha256(text).hexdigest()[:12]
-
-
-def synth_digest() -> str:
-    """Identifies the synthesiser and the front end."""
-    folder = Path(sound_rooms.__file__).parent
-    texts = [path.read_bytes() for path in sorted([*folder.glob("synth.py"), *folder.glob("_*.py")])]
-    return hashlib.sha256(b"".join(texts) + Path(mel_room.__file__).read_bytes()).hexdigest()[:12]
-
-
 def _prepare_synth(first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool) -> list[Path]:
     """Shards with synthetic clips first .. first + n (the last one may hold more)."""
-    folder = cache / f"synth-{synth_digest()}-{config.corpus_seed}-{config.frames}"
+    folder = cache / f"synth-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
     starts = range(first, first + n, SHARD)
     paths = [folder / f"{start}.npy" for start in starts]
     missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
@@ -174,7 +170,7 @@ def _prepare_synth(first: int, n: int, config: RunConfig, cache: Path, workers: 
 
 def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int) -> None:
     path, start = job
-    waveform = synthesize(range(start, start + SHARD), seed=seed, clip_s=clip_s).waveform
+    waveform = synth.synthesize(range(start, start + SHARD), seed=seed, clip_s=clip_s).waveform
     write_atomically(path, partial(_save, array=log_mels(waveform, frames)))
 
 
@@ -220,7 +216,7 @@ def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool
     manifest = files.scan(folder, files=allowed, cache_dir=cache, progress=progress)
     if not manifest.files:
         raise ValueError(f"{folder}: no usable audio file. {manifest.summary()}")
-    base = cache / f"folder-{manifest.digest[:12]}-{source_digest(mel_room, files)}-{config.frames}"
+    base = cache / f"folder-{manifest.digest[:12]}-{FOLDER_DIGEST}-{config.frames}"
     parts = {}
     for part, held_out in (("train", False), ("heldout", True)):
         chosen = tuple(file for file in manifest.files if _is_held_out(file.path) == held_out)
@@ -259,7 +255,7 @@ class MelBlocks:
     """
 
     def __init__(self, task: tasks.Task, split: str, cache: Path | None = None):
-        name = f"task-{source_digest(mel_room, synthetic_tasks)}-{task.name}-{split}-{len(task.splits[split])}.npy"
+        name = f"task-{TASKS_DIGEST}-{task.name}-{split}-{len(task.splits[split])}.npy"
         path = cache / name if cache else None
         if path and path.exists():
             self._blocks = list(_split(np.load(path, mmap_mode="r")))
