@@ -135,7 +135,7 @@ def stream(rows: Rows) -> Tensor:
     for ratio in (0.55, 0.7, 0.9, 1.15, 1.5, 2.0):
         hz = rows.put64("pitch_hz") * ratio
         phase = hz * t + 3 * rows.put64("depth") * hz * t * t
-        irs.append(torch.sin(2 * math.pi * (phase % 1).float()) * decay(length, rows["decay_s"] / ratio))
+        irs.append(torch.sin(2 * math.pi * (phase - phase.floor()).float()) * decay(length, rows["decay_s"] / ratio))
     bubbles = shower(rows, rows["rate_hz"], rows["contrast"], torch.stack(irs, 1))
     return normalise(bubbles) + rows["texture"] * normalise(coloured(rows))
 
@@ -384,7 +384,7 @@ ENVIRONMENT: dict[str, Quantile] = {
 CLOCKLIKE = ("footsteps", "ticking", "beeps", "insects")  # nearly even in time
 
 
-def draw_environment(table: Table) -> Table:
+def complete_environment(table: Table) -> Table:
     """Place the factors in the ranges of each row's kind."""
     kinds = [KINDS[kind] for kind in table["kind"]]
     for name in ("rate_hz", "pitch_hz", "decay_s", "slope_db"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -82,31 +83,25 @@ class Instrument(NamedTuple):
 
 
 INSTRUMENTS = {
-    "guitar": Instrument("partials", 0.9, body_hz=400, attack_s=0.004, decay_s=2.5, damping=0.25, rings=True, pluck=0.2),
-    "piano": Instrument(
-        "partials", 1.2, body_hz=600, attack_s=0.004, decay_s=3.5, damping=0.2, rings=True, pluck=0.12, stiff=4e-4
-    ),
-    "organ": Instrument("partials", 0.8, even=0.9, attack_s=0.03, release_s=0.06),
-    "bowed": Instrument("pulses", 1.0, body_hz=1800, attack_s=0.09, release_s=0.12),
-    "flute": Instrument("partials", 2.4, even=0.6, body_hz=800, attack_s=0.06),
+    "guitar": Instrument("partials", 0.9, 1, 400, 0.004, 2.5, 0.25, rings=True, pluck=0.2),
+    "piano": Instrument("partials", 1.2, 1, 600, 0.004, 3.5, 0.2, rings=True, pluck=0.12, stiff=4e-4),
+    "organ": Instrument("partials", 0.8, 0.9, 1000, 0.03, release_s=0.06),
+    "bowed": Instrument("pulses", 1.0, 1, 1800, 0.09, release_s=0.12),
+    "flute": Instrument("partials", 2.4, 0.6, 800, 0.06),
     "electric piano": Instrument("fm", attack_s=0.004, decay_s=2.0, rings=True, fm=(1.0, 1.6, 0.5)),
-    "brass": Instrument("pulses", 0.7, body_hz=1300, attack_s=0.05, release_s=0.06),
-    "clarinet": Instrument("pulses", 1.0, even=0.08, body_hz=1500, attack_s=0.04),
-    "marimba": Instrument(
-        "partials", 1.4, attack_s=0.004, decay_s=0.7, damping=0.9, rings=True, ratios=(1, 3.93, 9.24, 15.2)
-    ),
+    "brass": Instrument("pulses", 0.7, 1, 1300, 0.05, release_s=0.06),
+    "clarinet": Instrument("pulses", 1.0, 0.08, 1500, 0.04),
+    "marimba": Instrument("partials", 1.4, 1, 1000, 0.004, 0.7, 0.9, rings=True, ratios=(1, 3.93, 9.24, 15.2)),
     "drums": Instrument("drums"),
-    "bell": Instrument(
-        "partials", 0.5, attack_s=0.004, decay_s=4.0, damping=0.15, rings=True,
-        ratios=(1, 2.0, 2.4, 3.0, 4.0, 5.33, 6.66, 8.01, 10.2),
-    ),
-    "synth bass": Instrument("fm", attack_s=0.006, decay_s=1.2, fm=(0.5, 3.0, 0.25)),
-    "harpsichord": Instrument("partials", 0.4, body_hz=2500, attack_s=0.004, decay_s=1.6, damping=0.1, rings=True, pluck=0.07),
-    "reed": Instrument("pulses", 0.6, body_hz=900, attack_s=0.03, release_s=0.05),
-    "metal bars": Instrument("partials", 0.8, attack_s=0.004, decay_s=3.0, damping=0.3, rings=True, ratios=(1, 2.76, 5.4, 8.93)),
+    "bell": Instrument("partials", 0.5, 1, 1000, 0.004, 4.0, 0.15, rings=True,
+                       ratios=(1, 2.0, 2.4, 3.0, 4.0, 5.33, 6.66, 8.01, 10.2)),
+    "synth bass": Instrument("fm", attack_s=0.006, decay_s=1.2, fm=(1.0, 3.5, 0.25)),
+    "harpsichord": Instrument("partials", 0.4, 1, 2500, 0.004, 1.6, 0.1, rings=True, pluck=0.07),
+    "reed": Instrument("pulses", 0.6, 1, 900, 0.03, release_s=0.05),
+    "metal bars": Instrument("partials", 0.8, 1, 1000, 0.004, 3.0, 0.3, rings=True, ratios=(1, 2.76, 5.4, 8.93)),
     "FM bell": Instrument("fm", attack_s=0.004, decay_s=4.0, rings=True, fm=(1.414, 4.0, 1.5)),
     "FM brass": Instrument("fm", attack_s=0.06, decay_s=12.0, fm=(1.0, 3.5, 6.0)),
-    "plucked bass": Instrument("partials", 1.3, body_hz=150, attack_s=0.006, decay_s=1.8, damping=0.35, pluck=0.3),
+    "plucked bass": Instrument("partials", 1.3, 1, 150, 0.006, 1.8, 0.35, pluck=0.3),
     "clang": Instrument("fm", attack_s=0.004, decay_s=1.5, rings=True, fm=(2.73, 6.0, 0.6)),
 }  # fmt: skip
 
@@ -134,6 +129,9 @@ MUSIC: dict[str, Quantile] = {
     "breath": lognormal(0.01, 1.0, 0.0005, 0.3),  # of noise
     "start": uniform(0.0, 1.0),  # where in the rhythm the clip begins
 }
+
+
+Player = Callable[[Rows, "Held", Tensor, Tensor], Tensor]  # what is held, its frequency and loudness -> sound
 
 
 class Notes(NamedTuple):
@@ -281,12 +279,14 @@ def play_pulses(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
     """Bows, reeds and lips: a train of pulses, brighter when louder, through the resonance of the body."""
     played = [INSTRUMENTS[kind] for kind in rows.table["kind"]]
     slope, even, body_hz = (rows.put(np.array(x))[:, None] for x in zip(*[i[1:4] for i in played], strict=True))
-    rolloff_hz = 1000 + 3000 * loudness.clamp(0, 2)
+    rolloff_hz = 800 + 1400 * loudness.clamp(0, 1)
     # pulses at twice the frequency are the even partials
     train = pulses(hz, rolloff_hz, rows.sample) - (1 - even) * pulses(2 * hz, rolloff_hz, rows.sample)
     f = noise_hz(rows.sample, rows.device)
     body = tilt(f, -6 * slope * rows["brightness"]) * (0.3 + band(f, body_hz * rows["body"], 1.0))
-    return shape(train * upsample(loudness, rows.sample), body * (f / (f + 60)))
+    # nothing but a trace of aliasing lies below the lowest note
+    body = body / (1 + (0.7 * rows.put(held.lowest_hz)[:, None] / f) ** 4)
+    return shape(train * upsample(loudness, rows.sample), body)
 
 
 def play_fm(rows: Rows, held: Held, hz: Tensor, loudness: Tensor) -> Tensor:
@@ -355,7 +355,7 @@ def assign_voices(table: Table, chosen: np.ndarray) -> tuple[np.ndarray, np.ndar
     return source, voice
 
 
-def play_part(rows: Rows, notes: Notes, voice: np.ndarray, play) -> Tensor:
+def play_part(rows: Rows, notes: Notes, voice: np.ndarray, play: Player) -> Tensor:
     """One voice a row, with its envelope and a trace of breath or bow noise."""
     played = [INSTRUMENTS[kind] for kind in rows.table["kind"]]
     ringing = np.array([i.rings for i in played]) & (rows.table["arrangement"] != "chords")

@@ -151,7 +151,7 @@ SPEECH: dict[str, Quantile] = {
     "f0_hz": lognormal(1.0, 0.18),  # times what the tract suggests
     "syllable_hz": lognormal(4.3, 0.3, 1.5, 9.0),
     "language": zipf(range(32), 0.8),  # the order of the syllables' frequencies
-    "intonation": lognormal(0.16, 0.6, 0.01, 0.7),  # SD of the log of f0 over syllables
+    "intonation": lognormal(0.2, 0.6, 0.01, 0.7),  # SD of the log of f0 over syllables
     "jitter": lognormal(0.004, 0.7, 0.0005, 0.05),
     "vibrato": sometimes(0.2, uniform(0.01, 0.04), 0.0),
     "rolloff_hz": lognormal(1700.0, 0.35, 600, 4500),  # of the glottal pulses: effort
@@ -166,7 +166,7 @@ SPEECH: dict[str, Quantile] = {
 }
 
 
-def draw_speech(table: Table) -> Table:
+def complete_speech(table: Table) -> Table:
     """Fill in what depends on several factors: the kind of voice, and pitch that follows the tract."""
     kinds = [VOICES[kind] for kind in table["kind"]]
     pitch, rate, jitter, rolloff = (
@@ -181,7 +181,7 @@ def draw_speech(table: Table) -> Table:
 
 
 class Utterance(NamedTuple):
-    """What is said: the lexicon entry and onset of each syllable (row, syllable); phones and their onsets (row, phone)."""
+    """What is said: each syllable's lexicon entry and onset (row, syllable); phones and their onsets (row, phone)."""
 
     syllable: np.ndarray
     syllable_s: np.ndarray
@@ -208,7 +208,9 @@ def compose_utterance(rows: Rows) -> Utterance:
     phone = np.concatenate([phone, np.zeros_like(phone[..., :1])], -1)
     length = np.concatenate([length, pause[..., None]], -1).reshape(len(rows), -1)
     onset = np.cumsum(length, 1) - length + np.minimum(f["start_s"], 0.4 * rows.clip_s)[:, None]
-    return Utterance(syllable, onset[:, ::8], phone.reshape(len(rows), -1), onset)
+    # silence comes first
+    phone_s = np.pad(onset, ((0, 0), (1, 0)), constant_values=-10.0)
+    return Utterance(syllable, onset[:, ::8], np.pad(phone.reshape(len(rows), -1), ((0, 0), (1, 0))), phone_s)
 
 
 def spell(said: Utterance, clip_s: float) -> list[str]:
@@ -223,33 +225,36 @@ def bend_pitch(rows: Rows, said: Utterance) -> Tensor:
     accent = each(rows, np.sqrt(12) * (rows.event[..., 4] - 0.5), number, torch.float64)
     sung = torch.as_tensor(rows.table["kind"] == "sung", device=rows.device)[:, None]
     log_f0 = rows.put64("intonation") * torch.where(sung, torch.round(accent), smooth(accent, 31))
+    drift = 0.6 * rows.put64("intonation") * rows.wander(0.5, 4)
     vibrato = rows.put64("vibrato") * torch.sin(2 * torch.pi * 5.5 * rows.t)
     jitter = rows.put64("jitter") * rows.noise(3, rows.frames).double()
-    return rows.put64("f0_hz") * torch.exp(smooth(log_f0, 9) + vibrato + smooth(jitter, 3))
+    return rows.put64("f0_hz") * torch.exp(smooth(log_f0, 9) + drift + vibrato + smooth(jitter, 3))
 
 
 def speech(rows: Rows) -> tuple[Tensor, Table]:
     """Waveforms (row, sample) of speech-like sources, and the table with what they say."""
     said = compose_utterance(rows)
     number, _ = locate(rows, said.phone_s)
-    phone = rows.put(said.phone, torch.int64).gather(1, number)
-    before = rows.t < rows.put(said.phone_s[:, :1], torch.float64)
-    target = rows.put(TARGETS)[torch.where(before, 0, phone)]  # (row, frame, 8)
-    strength = smooth(target[..., 3:6].movedim(2, 0), 5)  # voice, breath, hiss: (3, row, frame)
+    target = rows.put(TARGETS)[rows.put(said.phone, torch.int64).gather(1, number)]  # (row, frame, 8)
+    syllable, _ = locate(rows, said.syllable_s)
+    stress = each(rows, np.exp(0.8 * (rows.event[..., 4] - 0.5)), syllable)
+    voice, breath, hiss = smooth(target[..., 3:6].movedim(2, 0) * stress, 5)  # (row, frame) each
     kinds = [VOICES[kind] for kind in rows.table["kind"]]
-    gain, air = (rows.put(np.array(column))[:, None] for column in zip(*[k[:2] for k in kinds], strict=True))
+    gain, air = (rows.put(np.array(x))[:, None] for x in zip(*[k[:2] for k in kinds], strict=True))
 
-    f0 = bend_pitch(rows, said)
-    glottis = pulses(f0, rows.put64("rolloff_hz"), rows.sample)
-    breath = strength[1] + strength[0] * (air + rows["breath"])
     noise = rows.noise()
-    excitation = upsample(strength[0] * gain, rows.sample) * glottis + upsample(breath, rows.sample) * noise
+    glottis = pulses(bend_pitch(rows, said), rows.put64("rolloff_hz"), rows.sample)
+    breath = breath + voice * (air + rows["breath"])
+    excitation = upsample(voice * gain, rows.sample) * glottis + upsample(breath, rows.sample) * noise
     spoken = shape_formants(rows, to_frames(excitation), target[..., :3])
+    hissed = shape_hiss(rows, to_frames(upsample(2 * hiss, rows.sample) * noise), target[..., 6:])
+    return from_frames(spoken.add_(hissed), rows.sample), rows.table | {"text": np.array(spell(said, rows.clip_s))}
 
-    hiss_hz = (target[:, ::2, 6] * rows["tract_scale"] ** 0.3 * rows["lisp"])[..., None]
-    colour = band(bin_hz(N_FFT, rows.device), hiss_hz, target[:, ::2, 7, None])
-    hissed = to_frames(upsample(strength[2], rows.sample) * noise) * colour
-    return from_frames(spoken + 2 * hissed, rows.sample), {**rows.table, "text": np.array(spell(said, rows.clip_s))}
+
+def shape_hiss(rows: Rows, spectra: Tensor, target: Tensor) -> Tensor:
+    """Give noise spectra (row, block, bin) the colour of a fricative: target (row, frame, 2), Hz and octaves."""
+    hz = target[:, ::2, :1] * (rows["tract_scale"] ** 0.3 * rows["lisp"])[..., None]
+    return spectra.mul_(band(bin_hz(N_FFT, rows.device), hz, target[:, ::2, 1:]))
 
 
 def shape_formants(rows: Rows, spectra: Tensor, target: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ combination left to learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ from rankscale.sound._draw import (
     uniform,
     zipf,
 )
-from rankscale.sound._environment import ENVIRONMENT, KINDS, draw_environment, environment
+from rankscale.sound._environment import ENVIRONMENT, KINDS, complete_environment, environment
 from rankscale.sound._music import INSTRUMENTS, MUSIC, music
 from rankscale.sound._render import (
     EVENT_COLUMNS,
@@ -43,27 +44,37 @@ from rankscale.sound._render import (
     shape,
     tilt,
 )
-from rankscale.sound._speech import SPEECH, VOICES, draw_speech, speech
+from rankscale.sound._speech import SPEECH, VOICES, complete_speech, speech
 
-FAMILIES = ("speech", "music", "environment")
-KINDS_OF = {"speech": tuple(VOICES), "music": tuple(INSTRUMENTS), "environment": tuple(KINDS)}
+
+class _Family(NamedTuple):
+    """A family of sources: its kinds, how its factors are drawn, what follows from them, how it sounds."""
+
+    kinds: tuple[str, ...]
+    recipe: dict[str, Quantile]
+    complete: Callable[[Table], Table]
+    play: Callable[[Rows], tuple[Tensor, Table]]
+
+
+_FAMILIES = {
+    "speech": _Family(tuple(VOICES), SPEECH, complete_speech, speech),
+    "music": _Family(tuple(INSTRUMENTS), MUSIC, lambda table: table, music),
+    "environment": _Family(tuple(KINDS), ENVIRONMENT, complete_environment, environment),
+}
+FAMILIES = tuple(_FAMILIES)
+KINDS_OF = {name: family.kinds for name, family in _FAMILIES.items()}
 MAX_SOURCES = 4
 SHORTEST_S, LONGEST_S = 0.16, 60.0
 LONGEST_ECHO_S = 2.5
 PEAK = 0.98  # no sample is beyond
-BLOCK_SAMPLES = {"cpu": 32 * 20_480, "cuda": 1024 * 20_480}  # rendered at once: what fits the cache, or fills the GPU
-
-RECIPES = {"speech": SPEECH, "music": MUSIC, "environment": ENVIRONMENT}
-COMPLETE = {"speech": draw_speech, "music": lambda table: table, "environment": draw_environment}
-PLAY = {"speech": speech, "music": music, "environment": environment}
+BLOCK_SAMPLES = {"cpu": 64 * 20_480, "cuda": 1024 * 20_480}  # rendered at once: what fits the cache, or fills the GPU
 
 SCENE: dict[str, Quantile] = {
     "n_sources": zipf(range(1, MAX_SOURCES + 1), 0.6),
     "snr_db": normal(16.0, 11.0, -5.0, 40.0),  # of the mixture over the background noise
     "noise_slope_db": normal(-3.5, 2.5, -10, 4),  # of the background, per octave
-    "reverb_s": sometimes(
-        0.6, lognormal(0.45, 0.6, 0.08, LONGEST_ECHO_S), 0.0
-    ),  # until the room's echo has fallen by 60 dB
+    # until the room's echo has fallen by 60 dB; 0: no room
+    "reverb_s": sometimes(0.6, lognormal(0.45, 0.6, 0.08, LONGEST_ECHO_S), 0.0),
     "wet_db": normal(-7.0, 5.0, -25, 6),  # of the echo over the direct sound
     "damping_db": normal(-3.0, 1.5, -9, 0),  # slope of the echo, per octave
     "channel_db": normal(0.0, 1.5, -6, 6),  # slope of the microphone, per octave
@@ -78,7 +89,7 @@ SOLO = {"n_sources": 1, "snr_db": 40.0, "reverb_s": 0.0, "channel_db": 0.0, "low
 SOURCE: dict[str, Quantile] = {
     "family": zipf(FAMILIES, 0.0),
     "gain_db": normal(0.0, 6.0, -20, 20),  # of the source within the mixture
-    "start": sometimes(0.2, uniform(0.0, 0.6), 0.0),  # share of the clip before the source is switched on
+    "start": sometimes(0.3, uniform(0.0, 0.35), 0.0),  # share of the clip before the source begins
     "key0": uniform(0, 2**32),  # of the noise
     "key1": uniform(0, 2**32),
 }
@@ -88,9 +99,10 @@ SOURCE: dict[str, Quantile] = {
 class SynthBatch:
     """Clips and what they are made of.
 
-    waveform: float32 (clip, sample), 16 kHz, finite, never beyond 0.98 in size, never silent.
-    factors: one row per clip. Columns: clip, seed; those of the scene (n_sources, snr_db, reverb_s, ...); then for
-    sources 0 to 3 source{k}_family, source{k}_kind, source{k}_gain_db, ... with NaN or None where a source has no such factor.
+    waveform: float32 (clip, sample), 16 kHz, finite, within 0.98 of zero, never silent: there is background noise.
+    factors: one row per clip. Columns: clip and seed; those of the scene (`n_sources`, `snr_db`, `reverb_s`, ...,
+    see SCENE); then for sources 0 to 3 `source0_family`, `source0_kind`, `source0_f0_hz`, ... (see SOURCE and the
+    families' recipes), NaN or None where a source is not there or has no such factor.
     """
 
     waveform: Tensor
@@ -108,8 +120,9 @@ def synthesize(
     """Make clips of a procedural corpus.
 
     index: numbers of the clips, 0 to 2**62; any order, repeats allowed. seed: of the corpus, 0 to 2**62.
-    clip_s: 0.16 to 60 s. Without `family` a clip mixes one to four sources of any family in a room, with background noise.
-    family: one of FAMILIES: clips of a single source, dry, with noise 40 dB below; `kind` (one of KINDS_OF[family]) fixes it.
+    clip_s: 0.16 to 60 s; a longer clip has the same sources and factors, and more of their events.
+    family: None for mixtures of one to four sources of any family in a room with background noise; one of FAMILIES
+    for a single source in the dry, noise 40 dB below; then `kind`, one of KINDS_OF[family], fixes what it is.
     Raises ValueError on values outside these.
     """
     _check(index, seed, clip_s, family, kind)
@@ -181,51 +194,54 @@ def _play_sources(
 ) -> tuple[Tensor, dict[str, np.ndarray]]:
     """Sum each clip's sources: dry sound (clip, sample), and the columns that describe the sources."""
     key = _to_key(block.source, device)
-    gain = 10 ** (block.source["gain_db"] / 20)
     dry = torch.zeros(len(block.scene["n_sources"]), sample, device=device)
     columns = _empty_columns(len(dry))
-    for family in FAMILIES:
-        chosen = np.flatnonzero(block.source["family"] == family)
+    for name, family in _FAMILIES.items():
+        chosen = np.flatnonzero(block.source["family"] == name)
         if not len(chosen):
             continue
-        table = draw_table(RECIPES[family], block.factor[chosen])
+        own = {column: values[chosen] for column, values in block.source.items() if not column.startswith("key")}
+        table = draw_table(family.recipe, block.factor[chosen])
         if kind:
             table["kind"] = np.full(len(chosen), kind)
         at = torch.from_numpy(chosen).to(device)
-        wave, table = PLAY[family](Rows(COMPLETE[family](table), block.event[chosen], key[at], sample))
-        wave = _switch_on(normalise(wave), block.source["start"][chosen])
-        loud = torch.as_tensor(gain[chosen], dtype=torch.float32, device=device)[:, None]
-        dry.index_add_(0, torch.from_numpy(block.clip[chosen]).to(device), wave * loud)
-        own = {name: block.source[name][chosen] for name in ("family", "gain_db", "start")}
-        for name, values in (own | table).items():
-            for k in range(MAX_SOURCES):
-                here = block.slot[chosen] == k
-                columns[f"source{k}_{name}"][block.clip[chosen][here]] = values[here]
+        wave, table = family.play(Rows(family.complete(table), block.event[chosen], key[at], sample))
+        gain = torch.as_tensor(10 ** (own["gain_db"] / 20), dtype=torch.float32, device=device)[:, None]
+        wave = _delay(normalise(wave), own["start"]).mul_(gain)
+        dry.index_add_(0, torch.from_numpy(block.clip[chosen]).to(device), wave)
+        _fill_columns(columns, own | table, block.clip[chosen], block.slot[chosen])
     return dry, columns
 
 
 def _empty_columns(count: int) -> dict[str, np.ndarray]:
     """A column for every factor of every slot: NaN for numbers, None for words."""
-    half, examples = np.full(1, 0.5), {"text": np.array(["a"])}
-    for recipe in (SOURCE, *RECIPES.values()):
+    half, examples = np.full(1, 0.5), {}
+    for recipe in (SOURCE, *(family.recipe for family in _FAMILIES.values())):
         examples |= {name: quantile(half) for name, quantile in recipe.items() if not name.startswith("key")}
-    words = {name for name, example in examples.items() if example.dtype.kind == "U"}
+    words = {"text"} | {name for name, example in examples.items() if example.dtype.kind == "U"}
     return {
         f"source{k}_{name}": np.full(count, None) if name in words else np.full(count, np.nan)
         for k in range(MAX_SOURCES)
-        for name in examples
+        for name in (*examples, "text")
     }
 
 
-def _switch_on(wave: Tensor, start: np.ndarray) -> Tensor:
-    """Fade sources in over 20 ms from their share of the clip; those that start at 0 are left alone."""
+def _fill_columns(columns: dict[str, np.ndarray], table: Table, clip: np.ndarray, slot: np.ndarray) -> None:
+    """Write sources' factors, each (source,), into the columns of their slots."""
+    for k in range(MAX_SOURCES):
+        here = slot == k
+        for name, values in table.items():
+            columns[f"source{k}_{name}"][clip[here]] = values[here]
+
+
+def _delay(wave: Tensor, start: np.ndarray) -> Tensor:
+    """Let sources begin after a share of the clip, with a ramp of 20 ms; those that start at 0 are left alone."""
     sample = wave.shape[-1]
-    late = np.flatnonzero(start > 0)
-    if len(late):
-        at = torch.from_numpy(late).to(wave.device)
-        begin = torch.as_tensor(np.floor(start[late] * sample), dtype=torch.float32, device=wave.device)[:, None]
-        ramp = (torch.arange(sample, device=wave.device) - begin) / (0.02 * SAMPLE_RATE)
-        wave[at] *= ramp.clamp(0, 1)
+    for row in np.flatnonzero(start):
+        by = int(start[row] * sample)
+        late = wave[row, : sample - by].clone()
+        ramp = torch.arange(len(late), device=wave.device) / (0.02 * SAMPLE_RATE)
+        wave[row, :by], wave[row, by:] = 0, late * ramp.clamp_(max=1)
     return wave
 
 
