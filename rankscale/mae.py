@@ -284,19 +284,19 @@ class Encoder(nn.Module):
         if (missing := self.spec.patch_frames - mel.shape[2]) > 0:
             mel = torch.cat([mel, mel.amin(dim=(1, 2), keepdim=True).expand(-1, BANDS, missing)], dim=2)
         patches = patchify(mel, self.spec.patch_frames)
-        outputs = self._encode_pieces(patches)
+        outputs = self._encode_pieces(patches, layers)
         return outputs if layers else outputs[-1]
 
-    def _encode_pieces(self, patches: Tensor) -> list[Tensor]:
+    def _encode_pieces(self, patches: Tensor, layers: bool) -> list[Tensor]:
         batch, tokens, size = patches.shape
         length = self.spec.tokens
         whole = tokens // length * length
         pieces = []
         if whole:  # all whole pieces of all clips in one batch
-            z = self.encode(self.embed(patches[:, :whole].reshape(-1, length, size)))
+            z = self.encode(self.embed(patches[:, :whole].reshape(-1, length, size)), layers)
             pieces.append([layer.reshape(batch, whole, -1) for layer in z])
         if tokens > whole:
-            pieces.append(self.encode(self.embed(patches[:, whole:])))
+            pieces.append(self.encode(self.embed(patches[:, whole:]), layers))
         return [torch.cat(layer, dim=1) for layer in zip(*pieces, strict=True)]
 
     def embed(self, patches: Tensor, places: Tensor | None = None) -> Tensor:
@@ -312,12 +312,15 @@ class Encoder(nn.Module):
         x = self.init_bn(x).reshape(batch, n, -1)
         return self.patch_embed(x) + F.embedding(places, positions)
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """Embedded tokens (batch, n, width) -> tokens after each block, the last one normalised."""
+    def encode(self, x: Tensor, layers: bool = False) -> list[Tensor]:
+        """Embedded tokens (batch, n, width) -> [output], or with layers=True tokens after each block.
+
+        The last entry is normalised in both.
+        """
         outputs = []
         for block in self.blocks:
             x = block(x)
-            outputs.append(x)
+            outputs = [*outputs, x] if layers else [x]  # earlier layers are let go where nobody asked
         return [*outputs[:-1], self.norm(x)]
 
 
