@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,7 +148,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
     row: dict[str, Any] = {"hash": record.hash, "status": record.status}
     row |= record.config.model_dump(mode="json")
     row |= {"width": record.config.width, "depth": record.config.depth}
-    row |= record.budget.model_dump()
+    row |= asdict(record.budget)
     if record.rank:
         numbers = record.rank.model_dump(
             include={"rankme", "rankme_centred", "rankme_corrected", "effective_rank_squared"}
