@@ -19,6 +19,7 @@ DATA_FLOW = (
     "embed", "spectra", "probe", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
     "planner", "charts", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
+ESCAPED = re.compile(r"([\\*`|_])")
 
 
 def list_rooms():
@@ -36,7 +37,8 @@ class Rooms(Directive):
         lines = []
         for name in list_rooms():
             title = name.removeprefix("rankscale.")
-            lines += [f"## {title}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
+            options = ["   :members:", "   :exclude-members: model_config"]
+            lines += [f"## {title}", "", "```{eval-rst}", f".. automodule:: {name}", *options, "```", ""]
         node = nodes.section()
         node.document = self.state.document
         nested_parse_with_titles(self.state, StringList(lines, "api_rooms"), node)
@@ -44,19 +46,27 @@ class Rooms(Directive):
 
 
 def keep_lines(app, what, name, obj, options, lines):
-    """Turn a docstring into a line block: line breaks stay, and only ``code`` is markup."""
-    lines[:] = ["| " + indent + escape(text) if text else "|" for indent, text in map(split_indent, lines)] + [""]
+    """Turn a docstring into a line block: its lines stay lines, and only `code` is markup."""
+    lines[:] = ["| " + escape(line) if line else "|" for line in unwrap(lines)] + [""]
 
 
-def split_indent(line):
-    text = line.strip()
-    return line[: len(line) - len(line.lstrip())] if text else "", text
+def unwrap(lines):
+    """The docstring's lines, with those put together again that were only broken for their length."""
+    whole = []
+    for line in lines:
+        if whole and line[:1].isspace() and line.strip():  # an indented line goes on with what is above it
+            whole[-1] = f"{whole[-1]} {line.strip()}".strip()
+        elif whole and len(whole[-1]) > 80 and not re.match(r"$|[A-Z]|\w+:", line):
+            whole[-1] += " " + line
+        else:
+            whole.append(line.rstrip())
+    return whole
 
 
 def escape(text):
-    """Everything but ``code`` made literal."""
-    parts = re.split(r"(``.+?``)", text)
-    return "".join(part if part.startswith("``") else re.sub(r"([\\*`|_])", r"\\\1", part) for part in parts)
+    """Everything but code made literal; one backtick or two mark code."""
+    parts = re.split(r"(``.+?``|`[^`]+`)", text)
+    return "".join(f"``{part.strip('`')}``" if part.startswith("`") else ESCAPED.sub(r"\\\1", part) for part in parts)
 
 
 def setup(app):
