@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from rankscale import probe as probe_room
 from rankscale import records, spectra
 from rankscale.budget import budget
 from rankscale.config import RunConfig
-from rankscale.corpus import Corpus, MelBlocks, build_corpus
+from rankscale.corpus import Corpus, MelBlocks, build_corpus, source_digest
 from rankscale.embed import Embed, embed_all, encoder_embedding, logmel_embedding
 from rankscale.mae import save_encoder
 from rankscale.pretrain import Pretrained, pick_device, pretrain
@@ -22,6 +26,9 @@ from rankscale.probe import PROBES, probe_task, quality
 from rankscale.records import Rank, RunRecord, Scores
 from rankscale.sound.synthetic_tasks import frozen_tasks
 from rankscale.sound.tasks import Task, find_tasks, read_task
+from rankscale.storage import write_atomically
+
+PROBE_DIGEST = source_digest(probe_room.__file__)
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,10 @@ def _run(config, corpus, suites, places, device, progress, floors: dict[str, Sco
     trained = pretrain(config, corpus, places.work(config), device, progress=progress)
     started = time.monotonic()
     if floors is None:
-        floors = {name: _score_all(suites, embed, name, progress) for name, embed in logmel_floors().items()}
-    measured = _measure(config, trained, corpus, suites, progress) if trained.status != "diverged" else {}
+        floors = {
+            name: score_all(suites, embed, places.cache, name, progress) for name, embed in logmel_floors().items()
+        }
+    measured = {} if trained.status == "diverged" else _measure(config, trained, corpus, suites, places, progress)
     record = RunRecord(
         hash=config.hash,
         config=config.portable(),
@@ -112,10 +121,12 @@ def _run(config, corpus, suites, places, device, progress, floors: dict[str, Sco
     return record
 
 
-def _measure(config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], progress: bool) -> dict:
+def _measure(
+    config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], places: Places, progress: bool
+) -> dict[str, Any]:
     """Rank and scores of a finished encoder, as fields of its record."""
     embed = encoder_embedding(trained.model.encoder, config.pool)
-    scores = _score_all(suites, embed, config.encoder, progress)
+    scores = score_all(suites, embed, places.cache, config.encoder, progress)
     return {
         "rank": measure_rank(embed, corpus, corpus.heldout_rows, "heldout", config),
         "rank_train": measure_rank(embed, corpus, corpus.unique_train_rows(config.rank_clips), "train", config),
@@ -188,13 +199,24 @@ def _suite(task: Task, suite: str, cache: Path) -> Suite:
     return Suite(task, suite, {split: MelBlocks(task, split, cache) for split in task.splits if split in used})
 
 
-def _score_all(suites: list[Suite], embed: Embed, label: str, progress: bool) -> Scores:
+def score_all(suites: list[Suite], embed: Embed, cache: Path, label: str = "", progress: bool = True) -> Scores:
+    """Every probe on every task. Scores are kept by what went in, so that an interrupted run does not probe again."""
     scores: Scores = {probe: {} for probe in PROBES}
     for suite in tqdm(suites, f"probing {label}", unit="task", disable=not progress):
-        features = suite.features(embed)
-        for probe in PROBES:
-            scores[probe][suite.task.name] = probe_task(suite.task, features, probe)
+        for probe, result in _score(suite, suite.features(embed), cache).items():
+            scores[probe][suite.task.name] = result
     return scores
+
+
+def _score(suite: Suite, features: dict[str, np.ndarray], cache: Path) -> dict[str, dict[str, float]]:
+    digest = hashlib.sha256(f"{PROBE_DIGEST} {suite.task.name} {suite.task.folds}".encode())
+    for split, x in features.items():
+        digest.update(np.ascontiguousarray(x).tobytes() + suite.task.splits[split].labels.tobytes())
+    path = cache / "probes" / f"{digest.hexdigest()[:24]}.json"
+    if not path.exists():
+        result = {probe: probe_task(suite.task, features, probe) for probe in PROBES}
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result)))
+    return json.loads(path.read_text())
 
 
 def suite_quality(scores: Scores, suites: list[Suite]) -> dict[str, dict[str, float]]:
