@@ -79,7 +79,7 @@ def test_factors_describe_the_clips_that_are_made():
     level = waveforms("noise_level", "test", 40).square().mean(1).sqrt().log10() * 20
     assert np.corrcoef(table["level_db"], level)[0, 1] > 0.95
     labels = synthetic_task("noise_level", 40).splits["test"].labels
-    assert np.corrcoef(table["snr_db"], labels)[0, 1] > 0.95
+    assert np.corrcoef(table["speech_snr_db"], labels)[0, 1] > 0.95
 
 
 def test_an_unknown_task_is_refused_with_the_known_ones():
