@@ -195,7 +195,7 @@ def ticking(rows: Rows) -> Tensor:
     onset = time_events(rows)
     odd = np.arange(onset.shape[1]) % 2
     amp = np.stack([loudness(rows) * (odd == 0), loudness(rows) * (odd == 1)], 1)
-    sounds = torch.stack([object_ir(rows, 4, 20, 0.1), object_ir(rows, 4, 30, 0.1)], 1)
+    sounds = torch.stack([normalise(object_ir(rows, 4, salt, 0.1)) for salt in (20, 30)], 1)
     return strike(rows, np.stack([onset, onset], 1), amp, sounds)
 
 
