@@ -33,6 +33,12 @@ def test_a_chapter_round_trips_unchanged(chapter):
 
 
 @each_chapter
+def test_a_chapters_header_is_what_jupyterlab_writes(chapter):
+    """Else the first save in JupyterLab changes the file, and with it the key that its result is kept by."""
+    assert "kernelspec:\n  name: python3\n  display_name: Python 3 (ipykernel)\n  language: python\n" in chapter.text
+
+
+@each_chapter
 def test_a_chapters_defaults_are_the_profile_small(chapter):
     defaults = {name: parameter.default for name, parameter in chapter.parameters.items()}
     assert chapters.read_profile(ROOT, "small", chapter.name) == defaults

@@ -29,9 +29,9 @@ jupytext:
     format_version: 0.13
     jupytext_version: 1.19.6
 kernelspec:
-  display_name: Python 3
-  language: python
   name: python3
+  display_name: Python 3 (ipykernel)
+  language: python
 ---
 
 """
