@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 
 from rankscale.config import RunConfig
-from rankscale.corpus import CACHE, TASKS_DIGEST, MelBlocks
+from rankscale.corpus import CACHE, MelBlocks
 from rankscale.embed import embed_all, logmel_embedding
 from rankscale.probe import probe_task
-from rankscale.sound.synthetic_tasks import CANDIDATES, TASK_VERSION, synthetic_task
+from rankscale.sound.synthetic_tasks import CANDIDATES, TASK_VERSION, level_db, synthetic_task
 from rankscale.storage import write_atomically
 from rankscale.supervised import load_split, train_supervised
 
@@ -37,7 +37,7 @@ def measure(name: str) -> dict:
     splits = [load_split(task, split, mels[split]) for split in ("train", "valid", "test")]
     row["supervised"] = train_supervised(SUPERVISED, task, *splits, progress=False)["score"]
     row["margin"] = row["supervised"] - row["logmel_meanstd"]
-    return row | {"kept": row["margin"] >= MARGIN, "generator": TASKS_DIGEST}
+    return row | {"kept": row["margin"] >= MARGIN, "level_db": level_db(task)}
 
 
 @click.command()

