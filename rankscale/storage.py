@@ -22,6 +22,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's own mode would hide the file from everybody else
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
