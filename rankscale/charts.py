@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import altair as alt
@@ -812,3 +813,119 @@ def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
     y = alt.Y("task:N", title=None, sort=None)
     dots = dots.encode(x=x, y=y, color=colour, shape=shape, tooltip=list(table.columns))
     return dots.add_params(chosen).properties(width=NARROW, height={"step": 26})
+
+
+# --- a general-audio corpus (chapter 02) ------------------------------------------------------------------
+
+
+def sound_cards(waveforms: Mapping[str, Any], mels: Any, name: str, limits_db: tuple[float, float] = (-60, 30)) -> HTML:
+    """Players side by side, each under the log-Mel picture of its sound; captioned by their keys.
+
+    waveforms: caption -> (sample,) at 16 kHz. mels: (clip, 64, frame) in dB, in the same order. Pictures have no
+    axes: time runs to the right, 0 to 8 kHz upwards on the Mel scale, limits_db from dark to bright.
+    """
+    cards = []
+    for (label, wave), mel in zip(waveforms.items(), mels, strict=True):
+        picture = (
+            f'<img src="{_png(_as_array(mel)[::-1], *limits_db)}" alt="log-Mel picture of {html.escape(label)}" '
+            'style="width: min(100%, 22rem); height: 7rem; image-rendering: pixelated; display: block">'
+        )
+        cards.append(f"<div>{picture}{player(wave, f'{name}-{label}', label).data}</div>")
+    return HTML(f'<div class="rs-players">{"".join(cards)}</div>')
+
+
+def factor_explorer(values: Mapping[str, Sequence[float]], bins: int = 40) -> alt.LayerChart:
+    """Histogram of one factor, chosen from a menu, with the bell curve that has the same middle half (dashed).
+
+    values: label with unit -> what was drawn, at least two different finite numbers. Counts are on a logarithmic
+    axis (linear below one), where a bell is an arch and whatever lies outside it is a tail.
+    """
+    menu = alt.binding_select(options=list(values), name="factor ")
+    shown = alt.param(name="factor_shown", value=next(iter(values)), bind=menu)
+    parts = [_against_bell(name, _as_array(drawn), bins) for name, drawn in values.items()]
+    bars, bells, notes = (pd.concat(tables) for tables in zip(*parts, strict=True))
+    x = alt.X("low:Q", title="value of the factor", scale=alt.Scale(zero=False, nice=False))
+    y = alt.Y("count:Q", title="draws").scale(type="symlog", constant=1)
+    ticks = y.axis(values=[0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",d")
+    tooltip = [alt.Tooltip("low:Q", title="from"), alt.Tooltip("high:Q", title="to"), "count:Q"]
+    chosen = "datum.factor == factor_shown"
+    columns = alt.Chart(bars).transform_filter(chosen).mark_rect(color=CATEGORY_COLOURS[0], stroke=GRID)
+    bell = alt.Chart(bells).transform_filter(chosen).mark_line(color=CATEGORY_COLOURS[1], strokeDash=[6, 4])
+    note = alt.Chart(notes).transform_filter(chosen).mark_text(align="right", fontSize=13, lineBreak="\n")
+    return (
+        alt.layer(
+            columns.encode(x=x, x2="high:Q", y=ticks, y2="zero:Q", tooltip=tooltip),
+            bell.encode(x="low:Q", y="count:Q"),
+            note.encode(x=alt.value(NARROW), y=alt.value(-32), text="note:N"),
+        )
+        .add_params(shown)
+        .properties(width=NARROW, height=NARROW // 2)
+    )
+
+
+def _against_bell(name: str, drawn: np.ndarray, bins: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Bars, a bell and a note for one factor: tables with the columns that `factor_explorer` draws."""
+    count, edges = np.histogram(drawn, bins)
+    low, middle, high = np.quantile(drawn, [0.25, 0.5, 0.75])
+    bell = NormalDist(middle, (high - low) / 1.349)  # a bell's middle half is 1.349 standard deviations wide
+    bars = pd.DataFrame({"low": _rounded(edges[:-1]), "high": _rounded(edges[1:]), "count": count, "zero": 0})
+    at = np.linspace(edges[0], edges[-1], 120)
+    expected = np.array([bell.pdf(value) for value in at]) * len(drawn) * (edges[1] - edges[0])
+    curve = pd.DataFrame({"low": _rounded(at), "count": expected.round(2)})
+    most, bell_most = drawn.max(), bell.inv_cdf(1 - 1 / len(drawn))
+    note = f"middle half {low:.3g} to {high:.3g}, largest {most:.3g}\na bell's largest: about {bell_most:.3g}"
+    tables = bars[bars["count"] > 0], curve[curve["count"] > 0.05], pd.DataFrame({"note": [note]})
+    return tuple(table.assign(factor=name) for table in tables)
+
+
+def word_explorer(counts: Mapping[str, pd.Series]) -> alt.Chart:
+    """Shares of the values of one factor in words, most frequent first, for a factor chosen from a menu.
+
+    counts: label -> how often each word was drawn, indexed by word.
+    """
+    menu = alt.binding_select(options=list(counts), name="factor ")
+    shown = alt.param(name="words_shown", value=next(iter(counts)), bind=menu)
+    parts = [
+        pd.DataFrame({"factor": name, "word": found.index.astype(str), "draws": found, "share": found / found.sum()})
+        for name, found in counts.items()
+    ]
+    table = pd.concat(parts).assign(share=lambda part: _rounded(part["share"].to_numpy(), 3))
+    return (
+        alt.Chart(table)
+        .transform_filter("datum.factor == words_shown")
+        .mark_bar(color=CATEGORY_COLOURS[0])
+        .encode(
+            x=alt.X("share:Q", title="share of the draws", axis=alt.Axis(format="%", tickCount=5)),
+            y=alt.Y("word:N", title=None, sort="-x").axis(labelOverlap=False),
+            tooltip=["word:N", "draws:Q", alt.Tooltip("share:Q", format=".1%")],
+        )
+        .add_params(shown)
+        .properties(width=NARROW - 60, height={"step": 16})
+    )
+
+
+def task_floors_chart(table: pd.DataFrame, margin: float) -> alt.LayerChart:
+    """Every task's floors and its supervised score, and the score it had to reach (a tick): kept or dropped.
+
+    table: columns task, kept, logmel_mean, logmel_meanstd, supervised, normalised so that guessing is 0.
+    """
+    measures = {"logmel_mean": "floor: mean", "logmel_meanstd": "floor: mean and spread", "supervised": "supervised"}
+    names = list(measures.values())
+    rows = table.sort_values("supervised", ascending=False)
+    rows = rows.assign(label=rows["task"] + np.where(rows["kept"], "", " (dropped)"))
+    rows = rows.assign(needed=(rows["logmel_meanstd"] + margin).round(4))
+    long = rows.melt(["label", "needed"], list(measures), "measure", "score").replace({"measure": measures})
+    y = alt.Y("label:N", title=None, sort=list(rows["label"]))
+    x = alt.X("score:Q", title="score (0: guessing, 1: perfect)", scale=alt.Scale(domain=[-0.1, 1]))
+    order = alt.Scale(domain=names, range=[CATEGORY_COLOURS[4], CATEGORY_COLOURS[1], CATEGORY_COLOURS[0]])
+    shape = alt.Scale(domain=names, range=["triangle-up", "square", "circle"])
+    dots = alt.Chart(long).mark_point(size=80, opacity=1)
+    dots = dots.encode(
+        x=x,
+        y=y,
+        color=alt.Color("measure:N", title=None, scale=order),
+        shape=alt.Shape("measure:N", title=None, scale=shape),
+        tooltip=["label:N", "measure:N", "score:Q"],
+    )
+    needed = alt.Chart(rows).mark_tick(color=INK, thickness=2, height=16).encode(x="needed:Q", y=y)
+    return alt.layer(needed, dots).properties(width=NARROW - 60, height={"step": 24})
