@@ -344,6 +344,8 @@ def toc_chapters(root: Path) -> list[Chapter]:
     chapters = {chapter.name: chapter for chapter in list_chapters(root)}
     if missing := [name for name in listed if name not in chapters]:
         raise ChapterError(f"_toc.yml lists chapters/{missing[0]}, which does not exist")
+    if twice := [name for name in listed if listed.count(name) > 1]:
+        raise ChapterError(f"_toc.yml lists chapters/{twice[0]} twice")
     if forgotten := [name for name in chapters if name not in listed]:
         raise ChapterError(f"chapters/{forgotten[0]}.md is not in _toc.yml: add it there")
     return [chapters[name] for name in listed]
@@ -485,7 +487,7 @@ def _run_jupyter_book(staged: Path) -> None:
     log.write_text(done.stdout, encoding="utf-8")
     if done.returncode:
         rows = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout).splitlines()
-        marked = [bool(re.search(r"WARNING|ERROR|rror:", row)) for row in rows]
+        marked = [bool(re.search(r"WARNING|ERROR|rror: \S", row)) for row in rows]
         # A warning that ends with a colon has its reason on the next line.
         follows = [False, *(mark and row.endswith(":") for mark, row in zip(marked, rows, strict=True))]
         found = [row for row, mark, more in zip(rows, marked, follows, strict=False) if mark or more] or rows[-15:]

@@ -166,14 +166,17 @@ def test_outside_a_book_the_command_says_so(tmp_path):
         chapters.find_root(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["      - file: chapters/03_third\n", ""])
-def test_contents_and_chapters_must_agree(tiny, text):
-    toc = tiny / "_toc.yml"
-    second = "      - file: chapters/02_second\n"
-    toc.write_text(toc.read_text().replace(second, second + text if text else ""))
-    with pytest.raises(
-        chapters.ChapterError, match="03_third, which does not exist" if text else "02_second.md is not in"
-    ):
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("      - file: chapters/02_second\n      - file: chapters/03_third\n", "03_third, which does not exist"),
+        ("      - file: chapters/02_second\n      - file: chapters/02_second\n", "02_second twice"),
+        ("", "02_second.md is not in"),
+    ],
+)
+def test_contents_and_chapters_must_agree(tiny, entry, words):
+    replace_in(tiny / "_toc.yml", "      - file: chapters/02_second\n", entry)
+    with pytest.raises(chapters.ChapterError, match=words):
         chapters.toc_chapters(tiny)
 
 
