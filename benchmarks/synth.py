@@ -5,7 +5,7 @@ take turns, so that a busy machine hurts both, and the median round counts. The 
 sound of both over the time until the slower one is done. The ratio by CPU time is beside it: it is what the wall
 clock would show if nobody else used the cores.
 
-    python benchmarks/synth.py [--clips 256] [--rounds 5] [--clip-s 1.28]
+    python benchmarks/synth.py [--clips 256] [--rounds 3] [--clip-s 1.28]
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def time_round(pools: list[ProcessPoolExecutor], first: int, count: int, clip_s:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clip-s", type=float, default=1.28)
     options = parser.parse_args()
 

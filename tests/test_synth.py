@@ -67,7 +67,6 @@ def test_longer_clip_has_the_same_sources(mixtures):
     assert longer.drop(columns=follows_length).equals(mixtures.factors[:12].drop(columns=follows_length))
 
 
-@pytest.mark.slow
 def test_another_instruction_set_gives_the_same_clips(tmp_path):
     """Other vector code rounds differently, as another device does: frequencies must not drift apart."""
     make = (
