@@ -13,8 +13,8 @@ import torch
 
 from rankscale.config import SAMPLE_RATE
 from rankscale.sound import _draw as draw
+from rankscale.sound import _environment, _music, _speech
 from rankscale.sound import _render as render
-from rankscale.sound import _speech
 from rankscale.sound import synth as room
 from rankscale.sound.synth import FAMILIES, KINDS_OF, MAX_SOURCES, synthesize
 
@@ -311,6 +311,19 @@ def test_rain_has_more_drops_where_the_label_says_so():
     )  # fmt: skip
     assert few.sum() == pytest.approx(200, rel=0.25)
     assert many.sum() == pytest.approx(4000, rel=0.06)
+
+
+@pytest.mark.parametrize("clip_s", [0.16, 1.28, 10.0])
+def test_events_last_for_the_whole_clip(clip_s):
+    onsets = {"speech": lambda rows: _speech.compose_utterance(rows).phone_s}
+    onsets |= {"music": lambda rows: _music.time_notes(rows)[0], "environment": _environment.time_events}
+    for name, family in room._FAMILIES.items():
+        block = room._draw(np.arange(1000), 5, clip_s, name)
+        table = family.complete(draw.draw_table(family.recipe, block.factor))
+        key = torch.zeros(1000, 2, dtype=torch.int32)
+        onset = onsets[name](render.Rows(table, block.event, key, round(clip_s * SAMPLE_RATE)))
+        assert (np.diff(onset, axis=1) >= 0).all(), name
+        assert onset[:, -1].min() >= clip_s, name
 
 
 # --- oscillators, filters, randomness -----------------------------------------------------------------------

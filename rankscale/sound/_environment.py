@@ -26,6 +26,7 @@ from rankscale.sound._render import (
     each,
     filter_noise,
     from_frames,
+    line_up,
     locate,
     modes,
     noise_hz,
@@ -50,7 +51,7 @@ def time_events(rows: Rows) -> np.ndarray:
     gap = ((1 - irregular) - irregular * np.log(rows.event[..., 0])) / rate
     gap = np.maximum(gap, 1 / 19)  # the event table lasts for the clip
     first = rows.event[:, :1, 1] * np.minimum(gap[:, :1], 0.6 * rows.clip_s)
-    return first + np.cumsum(gap, 1) - gap
+    return first + line_up(gap)
 
 
 def loudness(rows: Rows) -> np.ndarray:

@@ -17,6 +17,7 @@ from rankscale.sound._render import (
     band,
     burst,
     each,
+    line_up,
     locate,
     modes,
     noise_hz,
@@ -150,7 +151,7 @@ def time_notes(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     length = np.stack([np.resize(RHYTHMS[name], count) for name in f["rhythm"]])
     # No more notes than the event table holds, and a first one that begins early in the clip or just before it.
     length = np.maximum(length, 1 / (beat_s * 16))
-    beat = np.cumsum(length, 1) - length
+    beat = line_up(length)
     start = np.maximum(-f["start"][:, None] * length[:, :1] * 0.9, -0.4 / beat_s)
     late = f["swing"][:, None] * rows.event[..., 3]
     return (beat + start + late) * beat_s, beat

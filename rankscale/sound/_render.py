@@ -28,8 +28,8 @@ N_FACTORS = 24  # and on its factors
 
 
 def count_events(clip_s: float) -> int:
-    """Rows of a source's event table: enough for EVENTS_PER_S from before the start to past the end."""
-    return math.ceil(clip_s * EVENTS_PER_S) + 4
+    """Rows of a source's event table: enough for EVENTS_PER_S from half a second before the clip to its end."""
+    return math.ceil((clip_s + 0.5) * EVENTS_PER_S) + 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def upsample(curve: Tensor, sample: int) -> Tensor:
 
 def smooth(curve: Tensor, points: int) -> Tensor:
     """Weighted mean over `points` (odd) neighbouring control points, Hann window; edges are repeated."""
-    window = torch.hann_window(points + 2, periodic=False, dtype=curve.dtype, device=curve.device)[1:-1]
+    window = np.hanning(points + 2)[1:-1]
     half = points // 2
     first, last = curve[..., :1], curve[..., -1:]
     padded = torch.cat([*[first] * half, curve, *[last] * half], -1)
@@ -121,6 +121,11 @@ def smooth(curve: Tensor, points: int) -> Tensor:
     for i, weight in enumerate((window / window.sum()).tolist()):
         total.add_(padded[..., i : i + curve.shape[-1]], alpha=weight)
     return total
+
+
+def line_up(length: np.ndarray) -> np.ndarray:
+    """Onsets of things that follow each other from 0: (row, event) lengths of 0 or more -> never descending."""
+    return np.cumsum(np.pad(length, ((0, 0), (1, 0))), 1)[:, :-1]
 
 
 def locate(rows: Rows, onset: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from rankscale.sound._render import (
     bin_hz,
     each,
     from_frames,
+    line_up,
     locate,
     pulses,
     resonance,
@@ -161,7 +162,7 @@ SPEECH: dict[str, Quantile] = {
     "sharpness": lognormal(1.0, 0.25, 0.5, 2.0),  # of the resonances
     "slur": lognormal(1.0, 0.35, 0.5, 2.5),  # how slowly articulators move
     "pause_share": sometimes(0.5, uniform(0.02, 0.35), 0.0),  # of the syllables that a pause follows
-    "start_s": normal(-0.2, 0.2, -1.0, 0.5),  # of the first syllable; below 0: the clip begins within speech
+    "start_s": normal(-0.15, 0.2, -0.5, 0.5),  # of the first syllable; below 0: the clip begins within speech
     "zipf": pareto(0.9, 3.0, 4.0),  # exponent of the syllables' frequencies: a poor or a rich vocabulary
 }
 
@@ -204,10 +205,11 @@ def compose_utterance(rows: Rows) -> Utterance:
     stretch = 4.5 / f["syllable_hz"][:, None] * np.exp(0.5 * (u_long - 0.5))
     length = DURATION_S[phone] * stretch[..., None]
     length[..., 3:5] /= 2  # the two halves of the vowel
+    length *= np.maximum(0.055 / length.sum(-1, keepdims=True), 1)  # the event table lasts for the clip
     pause = np.where(u_pause < f["pause_share"][:, None], 0.1 + 0.5 * u_rest**2, 0.0)
     phone = np.concatenate([phone, np.zeros_like(phone[..., :1])], -1)
     length = np.concatenate([length, pause[..., None]], -1).reshape(len(rows), -1)
-    onset = np.cumsum(length, 1) - length + np.minimum(f["start_s"], 0.4 * rows.clip_s)[:, None]
+    onset = line_up(length) + np.minimum(f["start_s"], 0.4 * rows.clip_s)[:, None]
     # silence comes first
     phone_s = np.pad(onset, ((0, 0), (1, 0)), constant_values=-10.0)
     return Utterance(syllable, onset[:, ::8], np.pad(phone.reshape(len(rows), -1), ((0, 0), (1, 0))), phone_s)
