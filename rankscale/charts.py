@@ -590,7 +590,9 @@ def frame_chart(samples: Any, bin_db: Any, band_db: Any) -> alt.VConcatChart:
         base = alt.Chart(pd.DataFrame({"x": _rounded(x), "y": np.round(y, 3 if i == 0 else 1)}))
         mark = {"interpolate": "step"} if i else {}
         line = base.mark_line(color=CATEGORY_COLOURS[i], strokeWidth=1.5, **mark).encode(
-            x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[float(x[0]), float(x[-1])], nice=False)),
+            x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[float(x[0]), float(x[-1])], nice=False)).axis(
+                tickCount=5
+            ),
             y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
         )
         panels.append(line.properties(width=NARROW, height=95))
@@ -642,6 +644,7 @@ def mel_scale_explorer(max_bands: int = 128) -> alt.VConcatChart:
     )
     hz = "700 * (pow(10, ({}) / 2595) - 1)".format
     x = alt.X("hz:Q", title="frequency (Hz)", scale=alt.Scale(domain=[0, SAMPLE_RATE / 2], nice=False))
+    x = x.axis(values=list(range(0, SAMPLE_RATE // 2 + 1, 2000)))
 
     curve = (
         alt.Chart(alt.sequence(0, top, 20, as_="mel"))
@@ -725,8 +728,8 @@ def token_calculator() -> alt.VConcatChart:
     Counts are RunConfig's and mae.count_kept's: whole patches only, whole groups of two hidden tokens.
     """
     knobs = {  # name: (start, least, most, step, label)
-        "calc_clip_s": (1.28, 0.16, 10.24, 0.02, "clip (s) "),
-        "calc_patch": (4, 2, 16, 1, "frames in a patch "),
+        "calc_clip_s": (1.28, 0.64, 10.24, 0.02, "clip (s) "),
+        "calc_patch": (4, 1, 16, 1, "frames in a patch "),
         "calc_mask": (0.75, 0.05, 0.95, 0.05, "mask ratio "),
         "calc_width": (64, 16, 768, 16, "width "),
     }
@@ -740,12 +743,12 @@ def token_calculator() -> alt.VConcatChart:
     lines = {
         "frames of 10 ms that are used": f"{tokens} * calc_patch",
         "tokens": tokens,
-        "tokens that the encoder sees in pre-training": kept,
+        "tokens that the encoder sees": kept,
         "tokens that it has to imagine": f"{tokens} - {kept}",
         "milliseconds in a token": f"calc_patch * {1000 * HOP // SAMPLE_RATE}",
         "values that go into a token": f"calc_patch * {BANDS}",
-        "numbers that come out of the encoder, all tokens together": f"{tokens} * calc_width",
-        "pairs of tokens that attention compares, all seen": f"{tokens} * {tokens}",
+        "numbers out of the encoder, all tokens": f"{tokens} * calc_width",
+        "pairs of tokens that attention compares": f"{tokens} * {tokens}",
     }
     value = " : ".join(f"datum.row == {i} ? {line}" for i, line in enumerate(lines.values())) + " : 0"
     table = pd.DataFrame({"row": range(len(lines)), "label": list(lines)})
@@ -756,14 +759,14 @@ def token_calculator() -> alt.VConcatChart:
         x=alt.value(NARROW), text=alt.Text("value:Q", format=",.0f")
     )
     return alt.vconcat(
-        _mask_squares(tokens, kept).properties(width=NARROW, height=80),
         alt.layer(labels, numbers).properties(width=NARROW, height=24 * len(lines)),
+        _mask_squares(tokens, kept).properties(width=NARROW, height=106),
     ).add_params(*sliders)
 
 
-def _mask_squares(tokens: str, kept: str, columns: int = 64) -> alt.Chart:
-    """A square for every token, in rows of `columns`; hidden ones are hollow. tokens, kept: Vega expressions."""
-    at_most = 512  # the longest clip in the smallest patches
+def _mask_squares(tokens: str, kept: str, columns: int = 32, drawn: int = 256) -> alt.Chart:
+    """A square for each of the first tokens, in rows; hidden ones are hollow. tokens, kept: Vega expressions."""
+    at_most = 1024  # the longest clip in the smallest patches
     # A fixed scatter of the groups: the fraction of a large sine looks random enough for a picture.
     noise = "abs(43758.5453 * sin(12.9898 * (floor(datum.i / 2) + 1))) % 1"
     return (
@@ -772,10 +775,11 @@ def _mask_squares(tokens: str, kept: str, columns: int = 64) -> alt.Chart:
         .transform_calculate(column=f"datum.i % {columns}", line=f"floor(datum.i / {columns})", noise=noise)
         .transform_window(order="dense_rank()", sort=[alt.SortField("noise")])
         .transform_calculate(seen=f"datum.order * 2 <= {kept}")
-        .mark_square(color=CATEGORY_COLOURS[0], stroke=CATEGORY_COLOURS[0], size=30, strokeWidth=1, opacity=1)
+        .transform_filter(f"datum.i < {drawn}")
+        .mark_square(color=CATEGORY_COLOURS[0], stroke=CATEGORY_COLOURS[0], size=90, strokeWidth=1, opacity=1)
         .encode(
             x=alt.X("column:Q", axis=None, scale=alt.Scale(domain=[-0.5, columns - 0.5], nice=False)),
-            y=alt.Y("line:Q", axis=None, scale=alt.Scale(domain=[-0.5, at_most / columns - 0.5], reverse=True)),
+            y=alt.Y("line:Q", axis=None, scale=alt.Scale(domain=[-0.5, drawn / columns - 0.5], reverse=True)),
             fillOpacity=alt.FillOpacity("seen:N", legend=None, scale=alt.Scale(domain=[True, False], range=[1, 0])),
         )
     )
