@@ -638,9 +638,9 @@ def mel_scale_explorer(max_bands: int = 128) -> alt.VConcatChart:
     Filters are torchaudio's: triangles with equal steps on the HTK Mel scale from 0 to 8 kHz, peak 1.
     """
     top = _mel(SAMPLE_RATE / 2)
-    tone = alt.param("tone_hz", value=1000, bind=alt.binding_range(min=50, max=7900, step=10, name="tone (Hz) "))
+    tone = alt.param("tone_hz", value=1000, bind=alt.binding_range(min=100, max=7900, step=10, name="tone (Hz) "))
     bands = alt.param(
-        "n_bands", value=BANDS, bind=alt.binding_range(min=8, max=max_bands, step=1, name="number of bands ")
+        "n_bands", value=BANDS, bind=alt.binding_range(min=16, max=max_bands, step=1, name="number of bands ")
     )
     hz = "700 * (pow(10, ({}) / 2595) - 1)".format
     x = alt.X("hz:Q", title="frequency (Hz)", scale=alt.Scale(domain=[0, SAMPLE_RATE / 2], nice=False))
@@ -739,7 +739,9 @@ def token_calculator() -> alt.VConcatChart:
     ]
     tokens = f"floor(floor(round(calc_clip_s * {SAMPLE_RATE}) / {HOP}) / calc_patch)"
     groups = f"ceil({tokens} / 2)"
-    kept = f"clamp(round((1 - calc_mask) * {groups}), 1, {groups} - 1) * 2"
+    share = f"(1 - calc_mask) * {groups}"
+    even = f"({share} % 2 == 0.5 ? floor({share}) : round({share}))"  # halves go to the even number, as in Python
+    kept = f"clamp({even}, 1, {groups} - 1) * 2"
     lines = {
         "frames of 10 ms that are used": f"{tokens} * calc_patch",
         "tokens": tokens,
