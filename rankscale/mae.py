@@ -10,7 +10,6 @@ the input statistics are set from data before training (`Encoder.set_input_stats
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from rankscale.config import BANDS, HEAD_WIDTH, HOP, SAMPLE_RATE, RunConfig
 from rankscale.mel import TOP_DB, WINDOW, LogMel, MelStats
+from rankscale.storage import write_atomically
 
 # --- patches ------------------------------------------------------------------------------------------
 
@@ -487,25 +487,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 # --- checkpoints --------------------------------------------------------------------------------------
 
 
-def save_atomically(content: Any, path: str | Path) -> None:
-    """torch.save that leaves the old file or the new one, whenever it is killed; folders are made."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def save_encoder(encoder: Encoder, path: str | Path) -> None:
     """Write {"model": state dict, "config": Dasheng's configuration}, which `dasheng` loads too."""
     state = {name: value.detach().cpu() for name, value in encoder.state_dict().items()}
-    save_atomically({"model": state, "config": encoder.spec.to_dasheng()}, path)
+    content = {"model": state, "config": encoder.spec.to_dasheng()}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:

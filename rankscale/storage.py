@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary)` and move the result to `path`, so that nobody ever reads half a file.
 
     A process that is killed leaves at most a `*.tmp` file beside it; the old file stays as it was.

@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +21,6 @@ from rankscale.mae import (
     decay_groups,
     load_encoder,
     patchify,
-    save_atomically,
     save_encoder,
     split_tokens,
     take,
@@ -516,41 +513,6 @@ def test_checkpoint_round_trip(encoder, tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in encoder.state_dict().items())
     assert torch.load(path, weights_only=True).keys() == {"model", "config"}
     assert [p.name for p in path.parent.iterdir()] == ["encoder.pt"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "state.pt"
-    save_atomically({"step": 1}, path)
-    with pytest.raises(Exception, match="pickle"):
-        save_atomically({"step": 2, "bad": lambda: None}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["state.pt"]
-
-
-def test_the_old_file_is_replaced_not_overwritten(tmp_path):
-    path = tmp_path / "state.pt"
-    save_atomically({"step": 1}, path)
-    before = path.read_bytes()
-    with path.open("rb") as old:
-        save_atomically({"step": 2}, path)
-        assert old.read() == before
-    assert torch.load(path, weights_only=True) == {"step": 2}
-
-
-def test_a_write_killed_before_its_end_leaves_the_old_file(tmp_path):
-    path = tmp_path / "state.pt"
-    save_atomically({"step": 1}, path)
-    code = (
-        "import os, sys, torch\n"
-        "from rankscale.mae import save_atomically\n"
-        "os.fsync = lambda handle: os.kill(os.getpid(), 9)\n"  # all is written, nothing is renamed
-        "save_atomically({'step': 2}, sys.argv[1])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == -9
-    assert torch.load(path, weights_only=True) == {"step": 1}
 
 
 def test_damaged_and_foreign_checkpoints_are_named(encoder, tmp_path):

@@ -20,7 +20,6 @@ import json
 import logging
 import math
 import re
-import tempfile
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +38,7 @@ from torchaudio.transforms import Resample
 from tqdm import tqdm
 
 from rankscale.config import SAMPLE_RATE
+from rankscale.storage import write_atomically
 
 SUFFIXES = {
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aif", ".aiff", ".aifc", ".au", ".snd",
@@ -436,14 +436,10 @@ def _finding(found: dict | str) -> Finding:
 
 
 def _save_cache(cache: Path, known: dict[str, tuple[tuple[int, int], Finding]]) -> None:
-    """Whole or not at all: a reader never meets half a file."""
     entries = {
         name: (stat, found if isinstance(found, str) else asdict(found)) for name, (stat, found) in known.items()
     }
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=cache.parent, suffix=".tmp", encoding="ascii", delete=False) as file:
-        json.dump(entries, file)
-    Path(file.name).replace(cache)
+    write_atomically(cache, lambda temporary: temporary.write_text(json.dumps(entries), encoding="ascii"))
 
 
 # --- clips ------------------------------------------------------------------------------------------------
