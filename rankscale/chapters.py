@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -260,19 +261,16 @@ def run_chapter(
     return output
 
 
-class _environment:
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for the time of a `with` block: a kernel inherits them."""
-
-    def __init__(self, changes: Mapping[str, str]):
-        self.changes = changes
-
-    def __enter__(self) -> None:
-        self.before = dict(os.environ)
-        os.environ.update(self.changes)
-
-    def __exit__(self, *_: object) -> None:
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
         os.environ.clear()
-        os.environ.update(self.before)
+        os.environ.update(before)
 
 
 def _describe_run(chapter: Chapter, notebook: Any, output: Path, seconds: float) -> None:
@@ -449,6 +447,26 @@ def build_book(root: Path, profile: str, workers: int = WORKERS) -> Path:
     The folder is replaced only by a complete new book, and left as it is when nothing changed. Raises
     ChapterError with the warnings, in terms of the chapters' own files and lines.
     """
+    with _alone(root):
+        return _build_alone(root, profile, workers)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Wait until no other build of this book is at work: builds share runs/staged and runs/book."""
+    import fcntl
+
+    root.joinpath("runs").mkdir(exist_ok=True)
+    with root.joinpath("runs", "book.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another build of this book to end ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build_alone(root: Path, profile: str, workers: int) -> Path:
     staged = stage(root, profile, workers)
     html = html_folder(root, profile)
     key = _hash_staged(staged) + _hash_inputs(root)[:16]

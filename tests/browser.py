@@ -22,6 +22,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--mute-audio",
     "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0", "--hide-scrollbars",
 )  # fmt: skip
+PATIENCE_S = 150  # a page with thirty players takes a second, or a minute on a machine that is busy with tests
 LOCAL_SCHEMES = ("file:", "data:", "blob:", "about:", "chrome:")
 
 
@@ -93,10 +94,10 @@ class Browser:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.visit_now, self.loaded = Visit(url), False
         self.send("Page.navigate", url=url)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not self.loaded:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{url} did not load within 30 s")
+                raise TimeoutError(f"{url} did not load within {PATIENCE_S} s")
             self.evaluate("1")
             time.sleep(0.02)
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
@@ -130,7 +131,7 @@ def open_browser(profile: Path) -> Iterator[Browser]:
         port = _wait_for_port(profile / "DevToolsActivePort", process)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
             page = next(target for target in json.load(answer) if target["type"] == "page")
-        socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=60, suppress_origin=True)
+        socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=PATIENCE_S, suppress_origin=True)
         try:
             yield Browser(socket)
         finally:
