@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rankscale.config import SAMPLE_RATE
 from rankscale.sound import _draw as draw
@@ -79,6 +80,15 @@ def test_another_instruction_set_gives_the_same_clips(tmp_path):
     here = [synthesize(range(12), 4).waveform, synthesize(range(2), 4, 8.0).waveform]
     for a, b in zip(plain, here, strict=True):
         assert (a - b).abs().max() <= 1e-4
+
+
+def test_rendering_stays_on_its_device():
+    """Tensors without data, which refuse to mix devices, stand in for a GPU that the test machine need not have."""
+    block = room._draw(np.arange(60), 3, 0.32, None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        dry, _ = room._play_sources(block, 5120, torch.device("cuda"), None)
+        for part in room._place_in_room(dry, block.scene):
+            assert part.device.type == "cuda" and part.dtype == torch.float32 and part.shape == (60, 5120)
 
 
 @pytest.mark.gpu
