@@ -22,7 +22,7 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--mute-audio",
     "--autoplay-policy=no-user-gesture-required", "--remote-debugging-port=0", "--hide-scrollbars",
 )  # fmt: skip
-PATIENCE_S = 150  # a page with thirty players takes a second, or a minute on a machine that is busy with tests
+PATIENCE_S = 300  # a page with thirty players takes a second, or a minute on a machine that is busy with tests
 LOCAL_SCHEMES = ("file:", "data:", "blob:", "about:", "chrome:")
 
 

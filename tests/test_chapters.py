@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_the_table_of_contents_lists_every_chapter():
 @each_chapter
 def test_a_chapter_round_trips_unchanged(chapter):
     assert jupytext.writes(jupytext.reads(chapter.text, fmt="md:myst"), fmt="md:myst") == chapter.text
+
+
+@each_chapter
+def test_a_chapters_code_passes_the_linter(chapter, tmp_path):
+    path = tmp_path / f"{chapter.name}.ipynb"
+    jupytext.write(chapter.notebook, path)
+    command = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "--config", ROOT / "pyproject.toml"]
+    done = subprocess.run([*command, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @each_chapter
