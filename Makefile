@@ -29,7 +29,7 @@ test: .venv/.ready-test $(VENDOR)
 	@status=0; \
 	echo "== lint"; $(BIN)/ruff check . && $(BIN)/ruff format --check . || status=1; \
 	echo "== every chapter and the book, at smoke"; $(BIN)/rankscale book --profile smoke || status=1; \
-	echo "== tests"; $(BIN)/python -m pytest -n 2 --dist loadgroup tests || status=1; \
+	echo "== tests"; $(BIN)/python -m pytest -n 2 --dist loadgroup --need-real-audio tests || status=1; \
 	exit $$status
 
 lab: .venv/.ready $(VENDOR)
