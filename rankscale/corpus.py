@@ -236,8 +236,9 @@ def _prepare_clips(manifest: files.Manifest, folder: Path, config: RunConfig, pr
     """Stream a manifest's clips into shards; a list of the shards is written last, and says that they are complete."""
     index = folder / "shards.json"
     if not index.exists():
-        clips = files.iter_clips(manifest, config.clip_s)
-        clips = tqdm(clips, f"log-Mel of {manifest.root.name}", unit="clip", disable=not progress)
+        label = f"log-Mel of {manifest.root.name}"
+        # One iterator for all shards: each new iter() of a tqdm ends the stream that the last one was reading.
+        clips = iter(tqdm(files.iter_clips(manifest, config.clip_s), label, unit="clip", disable=not progress))
         names = []
         while block := list(itertools.islice(clips, SHARD)):
             names.append(f"{len(names)}.npy")

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from rankscale import records
+from rankscale import corpus, records
 from rankscale.config import profile
 from rankscale.corpus import HELDOUT_START, build_corpus
 from rankscale.experiment import Places, run
 from rankscale.mae import load_encoder
+from rankscale.sound import files
 from rankscale.sound.tasks import find_tasks, read_task, training_files
 
 
@@ -138,3 +139,15 @@ def test_corpora_share_shards_and_hold_clips_out(tmp_path):
     assert np.array_equal(one.store.take(one.train_rows[:5]), two.store.take(two.train_rows[:5]))
     assert not set(one.train_rows) & set(one.heldout_rows)
     assert len(one.heldout_rows) == 50
+
+
+@pytest.mark.real_audio
+def test_every_clip_of_a_folder_is_used_once(real_audio, tmp_path, monkeypatch):
+    """Clips are streamed through shards; none may be lost between two of them."""
+    monkeypatch.setattr(corpus, "SHARD", 16)
+    config = profile("smoke", corpus=(str(real_audio),), clips=100_000, rank_clips=100_000)
+    built = build_corpus(config, tmp_path, progress=False)
+    manifest = files.scan(real_audio, files=training_files(real_audio), cache_dir=tmp_path, progress=False)
+    clips = sum(1 for _ in files.iter_clips(manifest, config.clip_s))
+    assert len(built.train_rows) + len(built.heldout_rows) == clips > 2 * 16
+    assert len(set(built.train_rows) | set(built.heldout_rows)) == clips
