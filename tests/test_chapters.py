@@ -38,6 +38,7 @@ def test_a_chapters_code_passes_the_linter(chapter, tmp_path):
     path = tmp_path / f"{chapter.name}.ipynb"
     jupytext.write(chapter.notebook, path)
     command = [sys.executable, "-m", "ruff", "check", "--output-format", "concise", "--config", ROOT / "pyproject.toml"]
+    command += ["--extend-ignore", "E501,B905"]  # captions are long; strict= would be noise for a learner
     done = subprocess.run([*command, path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
