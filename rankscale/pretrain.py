@@ -211,7 +211,9 @@ def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig
     loss, rank = probe.heldout_loss(model), probe.rankme(model)
     model.train()
     if not math.isfinite(loss) or not math.isfinite(rank):
-        raise Diverged(f"held-out loss {loss:.4g}, RankMe {rank:.4g} at step {state.step}: not finite")
+        raise Diverged(
+            f"held-out loss {loss:.4g}, RankMe {rank:.4g} at step {state.step}; try a lower lr than {config.lr}"
+        )
     mean = (lambda total: total / state.since) if state.since else (lambda total: None)
     lr = learning_rate(min(state.step, max(0, config.steps - 1)), config) if config.steps else 0.0
     state.history.append(
