@@ -935,3 +935,127 @@ def task_floors_chart(table: pd.DataFrame, margin: float) -> alt.LayerChart:
     )
     needed = alt.Chart(rows).mark_tick(color=INK, thickness=2, height=16).encode(x="needed:Q", y=y)
     return alt.layer(needed, dots).properties(width=NARROW - 60, height={"step": 24})
+
+
+# --- masked autoencoders (chapter 03) ---------------------------------------------------------------------
+
+
+def fill_in_chart(
+    choices: Mapping[str, Mapping[str, Any]], limits_db: tuple[float, float], label: str = "", height: int = 110
+) -> alt.VConcatChart:
+    """Log-Mel panels, one above the other; NaN cells are hidden patches and show a grey ground.
+
+    choices: name -> panel title -> (64, frame) in dB, the same titles for every name; with more than one name,
+    buttons choose what is shown, the first one at the start. limits_db: the darkest and the brightest level.
+    """
+    names = list(choices)
+    shown = alt.param(name="shown_fill_in", value=names[0], bind=alt.binding_radio(options=names, name=f"{label} "))
+    panels = []
+    for title in choices[names[0]]:
+        mels = {name: _as_array(panel[title]) for name, panel in choices.items()}
+        axes = mel_chart(mels[names[0]], limits_db=limits_db, height=height).layer[1]
+        rows = [{"name": name, "url": _png(mel[::-1], *limits_db)} for name, mel in mels.items()]
+        image = alt.Chart(pd.DataFrame(rows)).mark_image(width=WIDTH, height=height, aspect=False)
+        image = image.encode(x=alt.value(WIDTH / 2), y=alt.value(height / 2), url="url:N")
+        if len(names) > 1:
+            image = image.transform_filter("datum.name == shown_fill_in")
+        ground = alt.Chart(pd.DataFrame([{}])).mark_rect(color=GRID, opacity=0.35)
+        ground = ground.encode(x=alt.value(0), x2=alt.value(WIDTH), y=alt.value(0), y2=alt.value(height))
+        panels.append(alt.layer(ground, image, axes).properties(title=title, width=WIDTH, height=height))
+    chart = alt.vconcat(*panels, spacing=8)
+    return chart.add_params(shown) if len(names) > 1 else chart
+
+
+def rules_chart(history: pd.DataFrame, rules: Mapping[str, float], title: str = "") -> alt.LayerChart:
+    """Loss against training step, and the loss of rules that need no training as labelled dashed lines.
+
+    history: columns step, run (a curve's name), loss. rules: name -> loss. The step axis is linear up to about
+    ten and logarithmic beyond.
+    """
+    kinds, near = list(history["run"].unique()), history.assign(loss=_rounded(history["loss"].to_numpy(), 4))
+    x = _step_axis(int(history["step"].max()))
+    y = alt.Y("loss:Q", title="loss (1: each patch's own mean)", scale=alt.Scale(zero=False, padding=8))
+    colour, shape = alt.Color("run:N", sort=kinds, title=None), alt.Shape("run:N", sort=kinds, legend=None)
+    curves = alt.Chart(near).mark_line(point={"size": 45, "opacity": 1})
+    curves = curves.encode(x=x, y=y, color=colour, shape=shape, tooltip=list(near.columns))
+    table = pd.DataFrame({"rule": list(rules), "loss": _rounded(np.array(list(rules.values())), 4)}).sort_values("loss")
+    crowded = table["loss"].diff(-1).abs() < 0.05 * history["loss"].max()  # the next one up: write below the line
+    lines = alt.Chart(table).mark_rule(strokeDash=[5, 4], color=INK, opacity=0.7).encode(y=y)
+    words = [
+        alt.Chart(part).mark_text(align="left", dx=4, dy=dy, fontSize=11).encode(x=alt.value(0), y=y, text="rule:N")
+        for part, dy in ((table[~crowded], -7), (table[crowded], 8))
+    ]
+    return alt.layer(lines, *words, curves).properties(title=title, width=NARROW, height=300)
+
+
+def rank_history_chart(history: pd.DataFrame, untrained: Sequence[float] = (), title: str = "") -> alt.LayerChart:
+    """RankMe against training step, one line a run; the band holds the untrained encoders of several seeds.
+
+    history: columns step, rankme and perhaps run. untrained: RankMe of each untrained encoder, or none.
+    """
+    near = history.assign(rankme=_rounded(history["rankme"].to_numpy(), 4))
+    near = near[[name for name in ("run", "step", "rankme") if name in near]]
+    y = alt.Y("rankme:Q", title="RankMe (directions)", scale=alt.Scale(zero=False, padding=12))
+    base = alt.Chart(near).encode(x=_step_axis(int(near["step"].max())), y=y)
+    if "run" in near:
+        base = base.encode(detail="run:N")
+    dots = base.mark_point(size=45, opacity=1, color=AXIS_COLOURS["steps"], shape=AXIS_SHAPES["steps"])
+    layers = [base.mark_line(color=AXIS_COLOURS["steps"], strokeWidth=1.5), dots.encode(tooltip=list(near.columns))]
+    if len(untrained):
+        low, high = _rounded(np.array([min(untrained), max(untrained)]), 4)
+        band = alt.Chart(pd.DataFrame({"rankme": [low], "high": [high]})).encode(y=y, y2="high:Q")
+        word = band.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11)
+        word = word.encode(x=alt.value(NARROW), y="high:Q", text=alt.value(f"untrained, {len(untrained)} seeds"))
+        layers = [band.mark_rect(color=AXIS_COLOURS["seed"], opacity=0.35), word, *layers]
+    return alt.layer(*layers).properties(title=title, width=NARROW, height=NARROW // 2)
+
+
+def _step_axis(last: int) -> alt.X:
+    ticks = [0] + [step for step in (3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000) if step < 0.8 * last] + [last]
+    scale = alt.Scale(type="symlog", constant=10, domain=[0, last], nice=False)
+    return alt.X("step:Q", title="training step", scale=scale).axis(values=ticks, format=",d")
+
+
+def cost_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
+    """Shares of one training step's arithmetic as stacked bars, one bar a run; the last part is drawn pale.
+
+    table: columns run, part, share (adding up to 1 in each run), flop (per clip), in the order to be drawn.
+    """
+    runs, parts = list(table["run"].unique()), list(table["part"].unique())
+    near = table.assign(share=table["share"].round(4), order=table["part"].map(parts.index))
+    colours = alt.Scale(domain=parts, range=[*CATEGORY_COLOURS[: len(parts) - 1], f"{GRID}55"])
+    x = alt.X("share:Q", title="share of the arithmetic without skipping", scale=alt.Scale(domain=[0, 1]))
+    encodings = {
+        "x": x.axis(format="%"),
+        "y": alt.Y("run:N", sort=runs, title=None).axis(labelLimit=230),
+        "color": alt.Color("part:N", title=None, scale=colours).legend(labelLimit=260, columns=1),
+        "tooltip": ["run:N", "part:N", alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("flop:Q", format=".3s")],
+    }
+    bars = alt.Chart(near, title=title).mark_bar(stroke=GRID, strokeWidth=0.5).encode(order="order:Q", **encodings)
+    return bars.properties(width=NARROW - 120, height={"step": 30})
+
+
+def similarity_chart(
+    matrices: Mapping[str, Any], axis_title: str, limits: tuple[float, float] = (-1, 1)
+) -> alt.HConcatChart:
+    """Square matrices as pictures side by side, in one colour scale. matrices: title -> (n, n) values."""
+    size, panels = 150, []
+    for title, values in matrices.items():
+        values = _as_array(values)
+        ends = pd.DataFrame({"row": [0, len(values)], "column": [0, len(values)], "value": list(limits)})
+        side = alt.Axis(values=list(range(0, len(values) + 1, max(1, len(values) // 4))), grid=False)
+        colours = alt.Scale(domain=list(limits), range=HEAT, interpolate="rgb")
+        bar = alt.Legend(orient="right", gradientLength=size - 20)
+        axes = (
+            alt.Chart(ends)
+            .mark_point(opacity=0)
+            .encode(
+                x=alt.X("column:Q", title=axis_title, axis=side, scale=alt.Scale(nice=False)),
+                y=alt.Y("row:Q", title=axis_title, axis=side, scale=alt.Scale(nice=False, reverse=True)),
+                color=alt.Color("value:Q", title=None, scale=colours, legend=bar),
+            )
+        )
+        picture = alt.Chart(pd.DataFrame([{}])).mark_image(width=size, height=size, aspect=False)
+        picture = picture.encode(x=alt.value(size / 2), y=alt.value(size / 2), url=alt.value(_png(values, *limits)))
+        panels.append(alt.layer(picture, axes).properties(title=title, width=size, height=size))
+    return alt.hconcat(*panels, spacing=24)
