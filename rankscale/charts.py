@@ -824,20 +824,29 @@ def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
 # --- a general-audio corpus (chapter 02) ------------------------------------------------------------------
 
 
-def sound_cards(waveforms: Mapping[str, Any], mels: Any, name: str, limits_db: tuple[float, float] = (-60, 30)) -> HTML:
-    """Players side by side, each under the log-Mel picture of its sound; captioned by their keys.
+def sound_cards(
+    waveforms: Mapping[str, Any],
+    mels: Any,
+    name: str,
+    caption: str = "",
+    limits_db: tuple[float, float] = (-60, 30),
+) -> HTML:
+    """Players side by side, each under the log-Mel picture of its sound and named by its key; a caption below all.
 
-    waveforms: caption -> (sample,) at 16 kHz. mels: (clip, 64, frame) in dB, in the same order. Pictures have no
+    waveforms: label -> (sample,) at 16 kHz. mels: (clip, 64, frame) in dB, in the same order. Pictures have no
     axes: time runs to the right, 0 to 8 kHz upwards on the Mel scale, limits_db from dark to bright.
     """
     cards = []
     for (label, wave), mel in zip(waveforms.items(), mels, strict=True):
         picture = (
-            f'<img src="{_png(_as_array(mel)[::-1], *limits_db)}" alt="log-Mel picture of {html.escape(label)}" '
+            # The class spares the picture the light card that the theme puts under images in the dark.
+            f'<img class="dark-light" src="{_png(_as_array(mel)[::-1], *limits_db)}" '
+            f'alt="log-Mel picture of {html.escape(label)}" '
             'style="width: min(100%, 22rem); height: 7rem; image-rendering: pixelated; display: block">'
         )
         cards.append(f"<div>{picture}{player(wave, f'{name}-{label}', label).data}</div>")
-    return HTML(f'<div class="rs-players">{"".join(cards)}</div>')
+    below = f'<p class="rs-caption">{html.escape(caption)}</p>' if caption else ""
+    return HTML(f'<div class="rs-players">{"".join(cards)}</div>{below}')
 
 
 def factor_explorer(values: Mapping[str, Sequence[float]], bins: int = 40) -> alt.LayerChart:
