@@ -861,7 +861,7 @@ def factor_explorer(values: Mapping[str, Sequence[float]], bins: int = 40) -> al
     bars, bells, notes = (pd.concat(tables) for tables in zip(*parts, strict=True))
     x = alt.X("low:Q", title="value of the factor", scale=alt.Scale(zero=False, nice=False))
     y = alt.Y("count:Q", title="draws").scale(type="symlog", constant=1)
-    ticks = y.axis(values=[0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",d")
+    ticks = y.axis(values=[0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000], format=",d", minExtent=42)
     tooltip = [alt.Tooltip("low:Q", title="from"), alt.Tooltip("high:Q", title="to"), "count:Q"]
     chosen = "datum.factor == factor_shown"
     columns = alt.Chart(bars).transform_filter(chosen).mark_rect(color=CATEGORY_COLOURS[0], stroke=GRID)
