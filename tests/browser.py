@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -126,19 +128,23 @@ def open_browser(profile: Path) -> Iterator[Browser]:
     if not program:
         raise RuntimeError(f"no browser found; looked for {', '.join(NAMES)}")
     command = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         port = _wait_for_port(profile / "DevToolsActivePort", process)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=PATIENCE_S) as answer:
             page = next(target for target in json.load(answer) if target["type"] == "page")
         socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=PATIENCE_S, suppress_origin=True)
         try:
-            yield Browser(socket)
+            browser = Browser(socket)
+            yield browser
+            browser.send("Browser.close")
+            process.wait(timeout=30)
         finally:
             socket.close()
     finally:
-        process.terminate()
-        process.wait(timeout=20)
+        if process.poll() is None:  # something went wrong: end the browser's own processes, and only those
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait_for_port(file: Path, process: subprocess.Popen) -> int:

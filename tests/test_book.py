@@ -55,7 +55,7 @@ def broken_links(folder: Path) -> list[str]:
     return broken
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def html() -> Path:
     """The book at smoke, built from the sources as they are now; quick if `make test` has built it already."""
     done = run_rankscale(ROOT, "book", "--profile", "smoke")
@@ -70,7 +70,7 @@ def page_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     if not find_chromium():
         pytest.skip(
@@ -124,11 +124,14 @@ def test_no_page_carries_a_path_of_this_machine(html):
 CHARTS = """[...document.querySelectorAll('.rs-chart')].map(node => ({
     drawn: !!node.querySelector('svg, canvas'),
     marks: node.querySelectorAll('svg path, svg image, svg text').length}))"""
-# What a reader has to be able to read: the words of charts against what lies behind them.
+# What a reader has to be able to read: the words of charts and captions against what lies behind them.
 WORDS = """(() => {
     const ground = getComputedStyle(document.body).backgroundColor;
-    return [...document.querySelectorAll('.rs-chart svg .role-axis-label text, .rs-chart svg .role-legend-label text')]
-        .map(node => [getComputedStyle(node).fill, ground]);})()"""
+    const find = words => [...document.querySelectorAll(words)];
+    const labels = find('.rs-chart svg .role-axis-label text, .rs-chart svg .role-legend-label text');
+    const captions = find('.rs-caption, .rs-player figcaption');
+    return [...labels.map(node => [getComputedStyle(node).fill, ground]),
+            ...captions.map(node => [getComputedStyle(node).color, ground])];})()"""
 PLAY = """Promise.all([...document.querySelectorAll('audio')].map(node => new Promise(done => {
     const result = why => done({source: node.currentSrc.slice(0, 80), seconds: node.duration, why});
     node.onerror = () => result('error ' + (node.error && node.error.message));
