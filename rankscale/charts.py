@@ -950,7 +950,7 @@ def task_floors_chart(table: pd.DataFrame, margin: float) -> alt.LayerChart:
 
 
 def fill_in_chart(
-    choices: Mapping[str, Mapping[str, Any]], limits_db: tuple[float, float], label: str = "", height: int = 110
+    choices: Mapping[str, Mapping[str, Any]], limits_db: tuple[float, float], label: str = "", height: int = 100
 ) -> alt.VConcatChart:
     """Log-Mel panels, one above the other; NaN cells are hidden patches and show a grey ground.
 
@@ -963,14 +963,16 @@ def fill_in_chart(
     for title in choices[names[0]]:
         mels = {name: _as_array(panel[title]) for name, panel in choices.items()}
         axes = mel_chart(mels[names[0]], limits_db=limits_db, height=height).layer[1]
+        if title != list(choices[names[0]])[-1]:
+            axes.encoding.x.title = None  # time is written once, below the last panel
         rows = [{"name": name, "url": _png(mel[::-1], *limits_db)} for name, mel in mels.items()]
-        image = alt.Chart(pd.DataFrame(rows)).mark_image(width=WIDTH, height=height, aspect=False)
-        image = image.encode(x=alt.value(WIDTH / 2), y=alt.value(height / 2), url="url:N")
+        image = alt.Chart(pd.DataFrame(rows)).mark_image(width=NARROW, height=height, aspect=False)
+        image = image.encode(x=alt.value(NARROW / 2), y=alt.value(height / 2), url="url:N")
         if len(names) > 1:
             image = image.transform_filter("datum.name == shown_fill_in")
         ground = alt.Chart(pd.DataFrame([{}])).mark_rect(color=GRID, opacity=0.35)
-        ground = ground.encode(x=alt.value(0), x2=alt.value(WIDTH), y=alt.value(0), y2=alt.value(height))
-        panels.append(alt.layer(ground, image, axes).properties(title=title, width=WIDTH, height=height))
+        ground = ground.encode(x=alt.value(0), x2=alt.value(NARROW), y=alt.value(0), y2=alt.value(height))
+        panels.append(alt.layer(ground, image, axes).properties(title=title, width=NARROW, height=height))
     chart = alt.vconcat(*panels, spacing=8)
     return chart.add_params(shown) if len(names) > 1 else chart
 
