@@ -839,14 +839,16 @@ def sound_cards(
     cards = []
     for (label, wave), mel in zip(waveforms.items(), mels, strict=True):
         picture = (
-            # The class spares the picture the light card that the theme puts under images in the dark.
+            # Class and last line spare the picture the theme's filter and light card in the dark.
             f'<img class="dark-light" src="{_png(_as_array(mel)[::-1], *limits_db)}" '
             f'alt="log-Mel picture of {html.escape(label)}" '
-            'style="width: min(100%, 22rem); height: 7rem; image-rendering: pixelated; display: block">'
+            'style="width: min(100%, 22rem); height: 7rem; image-rendering: pixelated; display: block; '
+            'padding: 0; background: none">'
         )
         cards.append(f"<div>{picture}{player(wave, f'{name}-{label}', label).data}</div>")
     below = f'<p class="rs-caption">{html.escape(caption)}</p>' if caption else ""
-    return HTML(f'<div class="rs-players">{"".join(cards)}</div>{below}')
+    grid = "grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr))"  # two in a row
+    return HTML(f'<div class="rs-players" style="{grid}">{"".join(cards)}</div>{below}')
 
 
 def factor_explorer(values: Mapping[str, Sequence[float]], bins: int = 40) -> alt.LayerChart:
