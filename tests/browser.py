@@ -54,6 +54,7 @@ class Browser:
         self.count = 0
         self.visit_now = Visit("about:blank")
         self.loaded = False
+        self.width = 0
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
@@ -89,9 +90,7 @@ class Browser:
 
     def visit(self, url: str, width: int = 1280, height: int = 900, dark: bool = False) -> Visit:
         """Open a page in a window of that size and colour scheme; returns when it has loaded and settled."""
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        self._resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.visit_now, self.loaded = Visit(url), False
@@ -105,6 +104,11 @@ class Browser:
         self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
         return self.visit_now
 
+    def _resize(self, width: int, height: int) -> None:
+        self.width = width
+        shape = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.send("Emulation.setDeviceMetricsOverride", **shape)
+
     def evaluate(self, script: str) -> Any:
         """The value of a JavaScript expression; promises are awaited."""
         answer = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
@@ -114,9 +118,11 @@ class Browser:
 
     def screenshot(self, path: Path, most: int = 12_000) -> None:
         """The whole page, at most `most` pixels high, as a PNG file."""
-        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], most), "scale": 1}
-        data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"]
+        # A window as high as the page: capturing beyond the window sometimes draws the page shifted.
+        height = self.send("Page.getLayoutMetrics")["cssContentSize"]["height"]
+        self._resize(self.width, min(int(height), most))
+        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 100)))")
+        data = self.send("Page.captureScreenshot", format="png")["data"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(data))
 
