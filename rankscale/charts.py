@@ -378,36 +378,6 @@ def spectrum_chart(
     )
 
 
-def spectrum_explorer(dim: int = 64, eps: float = 1e-7) -> alt.LayerChart:
-    """A power-law spectrum with a slider for its exponent, and the effective rank that follows from it.
-
-    sigma_k = k ** -alpha for k = 1..dim, p_k = sigma_k / sum(sigma) + eps, RankMe = exp(-sum p_k ln p_k),
-    computed in the page: it moves without a kernel.
-    """
-    alpha = alt.param("alpha", value=1.0, bind=alt.binding_range(min=0, max=3, step=0.05, name="decay exponent alpha "))
-    base = (
-        alt.Chart(pd.DataFrame({"k": np.arange(1, dim + 1)}))
-        .transform_calculate(sigma="pow(datum.k, -alpha)")
-        .transform_joinaggregate(total="sum(sigma)")
-        .transform_calculate(p=f"datum.sigma / datum.total + {eps}")
-        .transform_calculate(term="-datum.p * log(datum.p)")
-        .transform_joinaggregate(entropy="sum(term)")
-        .transform_calculate(label="'RankMe = ' + format(exp(datum.entropy), '.1f')")
-        .transform_calculate(rank="exp(datum.entropy)")
-    )
-    bars = base.mark_bar(color=CATEGORY_COLOURS[0], size=max(2, int(WIDTH / dim) - 2)).encode(
-        x=alt.X("k:Q", title="index k", scale=alt.Scale(domain=[0, dim + 1], nice=False)),
-        y=alt.Y("p:Q", title="share p of the sum"),
-        tooltip=["k:Q", alt.Tooltip("p:Q", format=".4f")],
-    )
-    first = base.transform_filter("datum.k == 1")
-    line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[5, 3]).encode(x="rank:Q")
-    text = first.mark_text(align="right", fontSize=18, fontWeight=600).encode(
-        x=alt.value(WIDTH - 10), y=alt.value(20), text="label:N"
-    )
-    return alt.layer(bars, line, text).add_params(alpha).properties(width=WIDTH, height=HEIGHT)
-
-
 def score_chart(
     scores: pd.DataFrame, title: str = "", x_title: str = "score", chance: float | None = None
 ) -> alt.LayerChart:
