@@ -62,7 +62,7 @@ INK = "#6e7781"
 GRID = "#8c959f"
 HEAT = ["#0b0724", "#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"]  # dark: low; light: high
 
-WIDTH, HEIGHT = 560, 280  # pixels of a full-width chart
+WIDTH, HEIGHT = 420, 210  # pixels: on a phone a chart shrinks to about 360, and its text with it
 MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 STATIC = "RANKSCALE_STATIC"  # set where nobody can move a slider: papermill runs
 ASSETS = "RANKSCALE_ASSETS"  # folder for the files of one book page: its players' audio, its figures' tables
@@ -404,8 +404,6 @@ def score_chart(
 
 # --- effective rank (chapter 04) --------------------------------------------------------------------------
 
-NARROW = 420  # pixels: on a phone a chart shrinks to about 360, and its text with it
-
 
 def clouds_chart(clouds: pd.DataFrame, size: int = 120) -> alt.FacetChart:
     """Point clouds side by side on equal axes. clouds: one row per point, columns `cloud` (its title), x, y."""
@@ -445,7 +443,7 @@ def curves_chart(table: pd.DataFrame, x: alt.X, y: alt.Y, series: str, title: st
     colour, dash = (kind(f"{series}:N", title=series, scale=order) for kind in (alt.Color, alt.StrokeDash))
     lines = alt.Chart(table, title=title).mark_line()
     lines = lines.encode(x=x, y=y, color=colour, strokeDash=dash, tooltip=list(table.columns))
-    return lines.properties(width=NARROW, height=NARROW // 2)
+    return lines.properties(width=WIDTH, height=WIDTH // 2)
 
 
 def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "") -> alt.LayerChart:
@@ -462,7 +460,7 @@ def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     shape = alt.Shape("spectrum:N", scale=order)
     dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
-    return alt.layer(line, spread, dots).properties(title=title, width=NARROW, height=NARROW // 2)
+    return alt.layer(line, spread, dots).properties(title=title, width=WIDTH, height=WIDTH // 2)
 
 
 def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") -> alt.LayerChart:
@@ -486,7 +484,7 @@ def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") ->
         for part, dx, align in ((top[~right], -6, "left"), (top[right], 8, "right"))
     ]
     guess = alt.Chart(pd.DataFrame({"score": [chance]})).mark_rule(strokeDash=[4, 4]).encode(y="score:Q")
-    return alt.layer(guess, spread, dots, *names).properties(title=title, width=NARROW, height=NARROW // 2)
+    return alt.layer(guess, spread, dots, *names).properties(title=title, width=WIDTH, height=WIDTH // 2)
 
 
 def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
@@ -536,8 +534,8 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     )
     line = first.mark_rule(color=CATEGORY_COLOURS[1], strokeWidth=2, strokeDash=[6, 4]).encode(x="rank_raw:Q")
     return alt.vconcat(
-        alt.layer(bars, numbers).properties(width=NARROW, height=84),
-        alt.layer(dots, line).properties(width=NARROW, height=200),
+        alt.layer(bars, numbers).properties(width=WIDTH, height=84),
+        alt.layer(dots, line).properties(width=WIDTH, height=200),
     ).add_params(*sliders)
 
 
@@ -565,7 +563,7 @@ def frame_chart(samples: Any, bin_db: Any, band_db: Any) -> alt.VConcatChart:
             ),
             y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
         )
-        panels.append(line.properties(width=NARROW, height=95))
+        panels.append(line.properties(width=WIDTH, height=95))
     return alt.vconcat(*panels)
 
 
@@ -658,9 +656,9 @@ def mel_scale_explorer(max_bands: int = 128) -> alt.VConcatChart:
         for field, y in (("first", 10), ("second", 32))
     ]
     return alt.vconcat(
-        alt.layer(*lines).properties(width=NARROW, height=40),
-        alt.layer(curve, drop, dot).properties(width=NARROW, height=130),
-        alt.layer(deaf, hears).properties(width=NARROW, height=90),
+        alt.layer(*lines).properties(width=WIDTH, height=40),
+        alt.layer(curve, drop, dot).properties(width=WIDTH, height=130),
+        alt.layer(deaf, hears).properties(width=WIDTH, height=90),
     ).add_params(tone, bands)
 
 
@@ -680,7 +678,7 @@ def band_stats_chart(table: pd.DataFrame) -> alt.FacetChart:
     spread = base.mark_area(opacity=0.25).encode(y=alt.Y("low:Q", title="level (dB)"), y2="high:Q")
     tooltip = ["family:N", "band:Q", "hz:Q", "mean_db:Q", "std_db:Q"]
     mean = base.mark_line().encode(y="mean_db:Q", tooltip=tooltip)
-    panel = alt.layer(spread, mean).properties(width=NARROW // 2 - 30, height=120)
+    panel = alt.layer(spread, mean).properties(width=WIDTH // 2 - 30, height=120)
     return panel.facet(alt.Facet("family:N", title=None, sort=families), columns=2)
 
 
@@ -728,11 +726,11 @@ def token_calculator() -> alt.VConcatChart:
     base = alt.Chart(table).transform_calculate(value=value).encode(y=y)
     labels = base.mark_text(align="left", fontSize=14).encode(x=alt.value(0), text="label:N")
     numbers = base.mark_text(align="right", fontSize=15, fontWeight=600).encode(
-        x=alt.value(NARROW), text=alt.Text("value:Q", format=",.0f")
+        x=alt.value(WIDTH), text=alt.Text("value:Q", format=",.0f")
     )
     return alt.vconcat(
-        alt.layer(labels, numbers).properties(width=NARROW, height=24 * len(lines)),
-        _mask_squares(tokens, kept).properties(width=NARROW, height=106),
+        alt.layer(labels, numbers).properties(width=WIDTH, height=24 * len(lines)),
+        _mask_squares(tokens, kept).properties(width=WIDTH, height=106),
     ).add_params(*sliders)
 
 
@@ -769,7 +767,7 @@ def strip_chart(table: pd.DataFrame, x_title: str, title: str = "") -> alt.Layer
     base = alt.Chart(rounded, title=title).encode(y=alt.Y("embedding:N", title=None, scale=order, sort=None))
     dots = base.mark_point(size=70, opacity=0.75).encode(x=x, color=colour, shape=shape, tooltip=list(table.columns))
     mean = base.mark_tick(thickness=3, height=22, color=INK).encode(x="mean(q):Q")
-    return alt.layer(dots, mean).properties(width=NARROW, height={"step": 34})
+    return alt.layer(dots, mean).properties(width=WIDTH, height={"step": 34})
 
 
 def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
@@ -788,7 +786,7 @@ def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
     x = alt.X("score:Q", title="score (0: guessing, 1: perfect)", scale=alt.Scale(domain=[-0.1, 1]))
     y = alt.Y("task:N", title=None, sort=None)
     dots = dots.encode(x=x, y=y, color=colour, shape=shape, tooltip=list(table.columns))
-    return dots.add_params(chosen).properties(width=NARROW, height={"step": 26})
+    return dots.add_params(chosen).properties(width=WIDTH, height={"step": 26})
 
 
 # --- a general-audio corpus (chapter 02) ------------------------------------------------------------------
@@ -843,10 +841,10 @@ def factor_explorer(values: Mapping[str, Sequence[float]], bins: int = 40) -> al
         alt.layer(
             columns.encode(x=x, x2="high:Q", y=ticks, y2="zero:Q", tooltip=tooltip),
             bell.encode(x="low:Q", y="count:Q"),
-            note.encode(x=alt.value(NARROW), y=alt.value(-32), text="note:N"),
+            note.encode(x=alt.value(WIDTH), y=alt.value(-32), text="note:N"),
         )
         .add_params(shown)
-        .properties(width=NARROW, height=NARROW // 2)
+        .properties(width=WIDTH, height=WIDTH // 2)
     )
 
 
@@ -887,7 +885,7 @@ def word_explorer(counts: Mapping[str, pd.Series]) -> alt.Chart:
             tooltip=["word:N", "draws:Q", alt.Tooltip("share:Q", format=".1%")],
         )
         .add_params(shown)
-        .properties(width=NARROW - 60, height={"step": 16})
+        .properties(width=WIDTH - 60, height={"step": 16})
     )
 
 
@@ -915,7 +913,7 @@ def task_floors_chart(table: pd.DataFrame, margin: float) -> alt.LayerChart:
         tooltip=["label:N", "measure:N", "score:Q"],
     )
     needed = alt.Chart(rows).mark_tick(color=INK, thickness=2, height=16).encode(x="needed:Q", y=y)
-    return alt.layer(needed, dots).properties(width=NARROW - 60, height={"step": 24})
+    return alt.layer(needed, dots).properties(width=WIDTH - 60, height={"step": 24})
 
 
 # --- masked autoencoders (chapter 03) ---------------------------------------------------------------------
@@ -938,13 +936,13 @@ def fill_in_chart(
         if title != list(choices[names[0]])[-1]:
             axes.encoding.x.title = None  # time is written once, below the last panel
         rows = [{"name": name, "url": _png(mel[::-1], *limits_db)} for name, mel in mels.items()]
-        image = alt.Chart(pd.DataFrame(rows)).mark_image(width=NARROW, height=height, aspect=False)
-        image = image.encode(x=alt.value(NARROW / 2), y=alt.value(height / 2), url="url:N")
+        image = alt.Chart(pd.DataFrame(rows)).mark_image(width=WIDTH, height=height, aspect=False)
+        image = image.encode(x=alt.value(WIDTH / 2), y=alt.value(height / 2), url="url:N")
         if len(names) > 1:
             image = image.transform_filter("datum.name == shown_fill_in")
         ground = alt.Chart(pd.DataFrame([{}])).mark_rect(color=GRID, opacity=0.35)
-        ground = ground.encode(x=alt.value(0), x2=alt.value(NARROW), y=alt.value(0), y2=alt.value(height))
-        panels.append(alt.layer(ground, image, axes).properties(title=title, width=NARROW, height=height))
+        ground = ground.encode(x=alt.value(0), x2=alt.value(WIDTH), y=alt.value(0), y2=alt.value(height))
+        panels.append(alt.layer(ground, image, axes).properties(title=title, width=WIDTH, height=height))
     chart = alt.vconcat(*panels, spacing=8)
     return chart.add_params(shown) if len(names) > 1 else chart
 
@@ -968,7 +966,7 @@ def rules_chart(history: pd.DataFrame, rules: Mapping[str, float], title: str = 
         alt.Chart(part).mark_text(align="left", dx=4, dy=dy, fontSize=11).encode(x=alt.value(0), y=y, text="rule:N")
         for part, dy in ((table[~crowded], -7), (table[crowded], 8))
     ]
-    return alt.layer(lines, *words, curves).properties(title=title, width=NARROW, height=300)
+    return alt.layer(lines, *words, curves).properties(title=title, width=WIDTH, height=300)
 
 
 def rank_history_chart(history: pd.DataFrame, untrained: Sequence[float] = (), title: str = "") -> alt.LayerChart:
@@ -988,9 +986,9 @@ def rank_history_chart(history: pd.DataFrame, untrained: Sequence[float] = (), t
         low, high = _rounded(np.array([min(untrained), max(untrained)]), 4)
         band = alt.Chart(pd.DataFrame({"rankme": [low], "high": [high]})).encode(y=y, y2="high:Q")
         word = band.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11)
-        word = word.encode(x=alt.value(NARROW), y="high:Q", text=alt.value(f"untrained, {len(untrained)} seeds"))
+        word = word.encode(x=alt.value(WIDTH), y="high:Q", text=alt.value(f"untrained, {len(untrained)} seeds"))
         layers = [band.mark_rect(color=AXIS_COLOURS["seed"], opacity=0.35), word, *layers]
-    return alt.layer(*layers).properties(title=title, width=NARROW, height=NARROW // 2)
+    return alt.layer(*layers).properties(title=title, width=WIDTH, height=WIDTH // 2)
 
 
 def _step_axis(last: int) -> alt.X:
@@ -1015,7 +1013,7 @@ def cost_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
         "tooltip": ["run:N", "part:N", alt.Tooltip("share:Q", format=".1%"), alt.Tooltip("flop:Q", format=".3s")],
     }
     bars = alt.Chart(near, title=title).mark_bar(stroke=GRID, strokeWidth=0.5).encode(order="order:Q", **encodings)
-    return bars.properties(width=NARROW - 120, height={"step": 30})
+    return bars.properties(width=WIDTH - 120, height={"step": 30})
 
 
 def similarity_chart(

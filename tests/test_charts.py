@@ -17,7 +17,7 @@ import torch
 import torchaudio
 import vl_convert
 
-from rankscale import charts
+from rankscale import charts, spectra
 from rankscale.widgets import explore, live
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,3 +230,30 @@ def test_explore_refuses_unknown_controls_and_missing_defaults():
         explore(lambda alpha=1: None, beta=(0, 1))
     with pytest.raises(ValueError, match="give alpha a default"):
         explore(lambda alpha: None, alpha=(0, 1))
+
+
+@pytest.mark.parametrize(
+    "moved", [{}, {"decay": 4, "noise": 0.05}, {"offset": 20}, {"dim": 512, "decay": 3, "offset": 1.5, "noise": 0.3}]
+)
+def test_rank_explorer_shows_what_spectra_measures(moved):
+    spec = charts.rank_explorer().to_dict()
+    values = {param["name"]: param["value"] for param in spec["params"]} | moved
+    for param in spec["params"]:
+        param["value"] = values[param["name"]]
+    energy = np.arange(1, values["dim"] + 1.0) ** -values["decay"] + values["noise"] ** 2
+    shifted = energy + values["offset"] ** 2 * (np.arange(values["dim"]) == 0)
+    expected = [
+        spectra.rankme(np.sqrt(shifted)),
+        spectra.rankme(np.sqrt(energy)),
+        spectra.effective_rank_squared(np.sqrt(energy), center=False),
+    ]
+    svg = vl_convert.vegalite_to_svg(spec, vl_version="6.4")
+    assert re.findall(r'font-size="14px"[^>]*>([\d.]+)<', svg) == [f"{value:.1f}" for value in expected]
+
+
+def test_rank_explorer_never_overwrites_a_field():
+    """A slider re-runs only the steps that depend on it: a field written twice would be stale after a move."""
+    text = charts.rank_explorer().to_json()
+    for layer in re.split(r'"transform": ', text)[1:]:
+        written = re.findall(r'"as": "(\w+)"', layer.split('"encoding"')[0])
+        assert written and len(written) == len(set(written))

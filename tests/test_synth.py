@@ -162,6 +162,11 @@ def test_factors_describe_every_source(mixtures):
         assert f.loc[nobody, [c for c in f if c.startswith(f"source{k}_")]].isna().all().all()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_names_a_factor_as_a_property_of_the_source(family):
+    assert not room._FAMILIES[family].recipe.keys() & {n for n in room.SOURCE if not n.startswith("key")}
+
+
 def test_columns_do_not_depend_on_the_clips(mixtures):
     alone = synthesize([0], family="music", clip_s=0.16).factors
     assert list(alone) == list(mixtures.factors)

@@ -128,7 +128,7 @@ MUSIC: dict[str, Quantile] = {
     "swing": sometimes(0.2, uniform(0.02, 0.12), 0.0),  # random timing, in beats
     "accent": uniform(0.0, 0.8),  # spread of the notes' loudness
     "breath": lognormal(0.01, 1.0, 0.0005, 0.3),  # of noise
-    "start": uniform(0.0, 1.0),  # where in the rhythm the clip begins
+    "phase": uniform(0.0, 1.0),  # where in the rhythm the clip begins
 }
 
 
@@ -152,7 +152,7 @@ def time_notes(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     # No more notes than the event table holds, and a first one that begins early in the clip or just before it.
     length = np.maximum(length, 1 / (beat_s * 16))
     beat = line_up(length)
-    start = np.maximum(-f["start"][:, None] * length[:, :1] * 0.9, -0.4 / beat_s)
+    start = np.maximum(-f["phase"][:, None] * length[:, :1] * 0.9, -0.4 / beat_s)
     late = f["swing"][:, None] * rows.event[..., 3]
     return (beat + start + late) * beat_s, beat
 
@@ -308,7 +308,7 @@ def play_drums(rows: Rows) -> Tensor:
     f, u = rows.table, rows.event
     step_s = np.maximum(30 / f["tempo_bpm"], 1 / 16)[:, None]
     step = np.arange(u.shape[1])
-    onset = (step - f["start"][:, None]) * step_s + 0.02 * f["swing"][:, None] * u[..., 3]
+    onset = (step - f["phase"][:, None]) * step_s + 0.02 * f["swing"][:, None] * u[..., 3]
     kick = (step % 8 == 0) | ((step % 8 == 3) & (u[:, :1, 0] < 0.5)) | ((step % 4 == 0) & (u[:, :1, 1] < 0.4))
     snare = (step % 8 == 4) | (u[..., 0] < 0.06)
     hat = (u[..., 1] < 0.3 + 0.7 * u[:, :1, 2]) | (step % 2 == 0)
