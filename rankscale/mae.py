@@ -73,7 +73,7 @@ def split_tokens(noise: Tensor, tokens: int, group: int, ratio: float) -> tuple[
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: tokens (batch, token, width) -> the same shape."""
+    """Multi-head self-attention: tokens (batch, token, width) -> the same, or only those from token `first` on."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -81,9 +81,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (batch, head, token, -)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q[:, :, first:], k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -100,7 +100,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block. Tokens before `first` are looked at, but have no output."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float):
         super().__init__()
@@ -109,8 +109,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:
+        x = x[:, first:] + self.attn(self.norm1(x), first)
         return x + self.mlp(self.norm2(x))
 
 
@@ -353,9 +353,10 @@ class Decoder(nn.Module):
             ],
             dim=1,
         )
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        return self.outputlayer(self.norm(x[:, kept.shape[1] :]))
+        return self.outputlayer(self.norm(last(x, kept.shape[1])))  # what becomes of kept tokens, nobody asks
 
 
 def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
