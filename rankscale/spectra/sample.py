@@ -1,0 +1,136 @@
+"""What a spectrum's numbers would be with more clips, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+
+from rankscale.spectra.accumulate import SpectrumAccumulator, blocks, check_shape
+from rankscale.spectra.decompose import spectrum
+from rankscale.spectra.ranks import DEFAULT_EPS, rankme
+
+FEWEST_PER_DIMENSION = 2  # clips: below, the expansion in dim / n_clip that the correction rests on has no meaning
+
+
+def sample_bias(n_clip: int, dim: int) -> float:
+    """Share of the population's RankMe that n_clip clips show, about exp(-dim / 8 n_clip).
+
+    The leading term for a flat spectrum (chapter 04 derives it); a falling spectrum loses less or about as much.
+    Returns a number between 0 and 1.
+    """
+    if n_clip < 1 or dim < 1:
+        raise ValueError(f"n_clip and dim must be at least 1, got {n_clip} and {dim}")
+    return math.exp(-dim / (8 * n_clip))
+
+
+@dataclass(frozen=True)
+class RankEstimate:
+    """A number measured on n_clip clips of dim dimensions, and what resampling says about it."""
+
+    raw: float  # as measured
+    value: float  # less its leading bias in 1 / n_clip
+    low: float  # interval around `value`
+    high: float
+    standard_error: float  # of ln value
+    level: float  # of the interval
+    n_clip: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The spectrum of all clips, and those with one group of clips left out in turn."""
+
+    full: Tensor
+    left_out: tuple[Tensor, ...]
+    n_clip: int
+    dim: int
+
+    def estimate(self, number: Callable[[Tensor], float], level: float = 0.95) -> RankEstimate:
+        """Jackknife of a number of a spectrum, positive, on the scale of its logarithm.
+
+        number: singular values -> float. With g groups, ln value = g ln number(all) - (g - 1) mean ln number(without
+        group j) cancels a bias in 1 / n_clip (Quenouille 1956); the spread of the left-out numbers gives the standard
+        error (Shao & Wu 1989), and a t distribution with g - 1 degrees of freedom the interval.
+        """
+        groups = len(self.left_out)
+        raw = number(self.full)
+        parts = np.log([number(sigma) for sigma in self.left_out])
+        corrected = groups * math.log(raw) - (groups - 1) * parts.mean()
+        error = math.sqrt((groups - 1) / groups * ((parts - parts.mean()) ** 2).sum())
+        reach = stats.t.ppf((1 + level) / 2, groups - 1) * error
+        ends = math.exp(corrected - reach), math.exp(corrected), math.exp(corrected + reach)
+        return RankEstimate(raw, ends[1], ends[0], ends[2], error, level, self.n_clip, self.dim)
+
+
+def resample(
+    z: Tensor | np.ndarray, center: bool = False, groups: int = 10, seed: int = 0, clusters: np.ndarray | None = None
+) -> Resampled:
+    """Spectra for a delete-a-group jackknife, from one pass over the rows.
+
+    z: (n_clip, dim), in memory or memory-mapped. groups: clips are dealt into this many at random (`seed`). clusters:
+    (n_clip,) labels of what was drawn independently, such as the recording a clip was cut from; a cluster stays in one
+    group. Costs `groups` + 1 eigendecompositions and as many matrices (dim, dim) of memory.
+    Raises ValueError as `spectrum` does, and for fewer clusters than groups.
+    """
+    z = check_shape(z)
+    member = _deal(len(z), groups, seed, clusters)
+    dim = z.shape[1]
+    device = z.device if isinstance(z, Tensor) else torch.device("cpu")
+    parts = [SpectrumAccumulator(dim, device=device) for _ in range(groups)]
+    start = 0
+    for block in blocks(z):
+        here = torch.from_numpy(member[start : start + len(block)]).to(block.device)
+        for group in range(groups):
+            parts[group].update(block[here == group])
+        start += len(block)
+    left_out = [_merged(parts[:group] + parts[group + 1 :], center) for group in range(groups)]
+    return Resampled(spectrum(z, center), tuple(left_out), len(z), dim)
+
+
+def _deal(n_clip: int, groups: int, seed: int, clusters: np.ndarray | None) -> np.ndarray:
+    """The group of every clip: clusters in random order, dealt like cards."""
+    labels = np.arange(n_clip) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    if len(labels) != n_clip:
+        raise ValueError(f"clusters has {len(labels)} labels for {n_clip} clips")
+    count = int(labels.max(initial=-1)) + 1
+    if groups < 2 or count < 2 * groups:
+        raise ValueError(f"{count} independent clips cannot be dealt into {groups} groups of two or more")
+    return np.random.default_rng(seed).permutation(count)[labels] % groups
+
+
+def _merged(parts: list[SpectrumAccumulator], center: bool) -> Tensor:
+    total = SpectrumAccumulator(parts[0].dim, device=parts[0].mean.device)
+    for part in parts:
+        total.merge(part)
+    total._check(center)
+    return total._decompose(center)[0]  # values that "gram" loses are far below what the numbers can see
+
+
+def rankme_corrected(
+    z: Tensor | np.ndarray,
+    eps: float = DEFAULT_EPS,
+    center: bool = False,
+    groups: int = 10,
+    seed: int = 0,
+    clusters: np.ndarray | None = None,
+) -> RankEstimate:
+    """RankMe less its leading finite-sample bias, with an interval from resampling clips (`resample`).
+
+    Measured on n_clip clips, ln RankMe falls short of its population value by about dim / (8 n_clip). The
+    jackknife estimates that term from the data: flat and power-law spectra are recovered within 2 % from two clips
+    a dimension on. The interval covers the choice of clips, not the choice of a training seed.
+    Raises ValueError below n_clip / dim = 2, and as `resample` does.
+    """
+    n_clip, dim = check_shape(z).shape
+    if n_clip < FEWEST_PER_DIMENSION * dim:
+        raise ValueError(
+            f"{n_clip} clips for {dim} dimensions: the correction needs at least {FEWEST_PER_DIMENSION * dim} clips"
+        )
+    return resample(z, center, groups, seed, clusters).estimate(lambda sigma: rankme(sigma, eps))
