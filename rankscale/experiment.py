@@ -157,7 +157,7 @@ def measure_rank(embed: Embed, corpus: Corpus, rows: np.ndarray, clips: str, con
         layer="last",
         rankme=spectra.rankme(sigma, config.rank_eps),
         rankme_centred=spectra.rankme(centred, config.rank_eps),
-        rankme_corrected=spectra.rankme_corrected(z, config.rank_eps) if n_clip >= 4 * dim else None,
+        rankme_corrected=spectra.rankme_corrected(z, config.rank_eps).value,
         effective_rank_squared=spectra.effective_rank_squared(centred, center=False),
         alpha_req=_alpha(centred),
         singular_values=[float(value) for value in sigma],

@@ -39,7 +39,7 @@ class Rank(_Part):
     layer: str
     rankme: float
     rankme_centred: float
-    rankme_corrected: float | None  # None below 4 clips a dimension
+    rankme_corrected: float | None  # None below 2 clips a dimension
     effective_rank_squared: float
     alpha_req: PowerLawDecay | None  # None under 20 usable ranks
     singular_values: list[float]  # raw, not centred

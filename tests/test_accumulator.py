@@ -148,7 +148,7 @@ class Tower(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 5), nn.Linear(5, 4)
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 5), nn.Linear(5, 4)
 
     def forward(self, x):
         return self.head(self.second(self.first(x).relu()).mean(dim=1))

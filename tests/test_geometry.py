@@ -57,7 +57,7 @@ def test_uniformity_agrees_with_all_pairs(n):
 
 def test_uniformity_at_its_limits():
     assert uniformity(np.ones((20, 3))) == pytest.approx(0, abs=1e-12)
-    assert uniformity(gaussian(2000, np.ones(400))) == pytest.approx(-4, abs=0.02)
+    assert uniformity(gaussian(2000, np.ones(400))) == pytest.approx(-4, abs=0.05)
 
 
 def test_alignment_agrees_with_the_definition():
@@ -71,7 +71,7 @@ def test_alignment_agrees_with_the_definition():
 
 def independent_lidar(x, delta, eps):
     """The definition with an explicit inverse root of the within-class scatter."""
-    n, q, d = x.shape
+    n, _, d = x.shape
     means = x.mean(axis=1)
     between = np.cov(means.T)
     within = sum(np.cov(views.T) for views in x) / n + delta * np.eye(d)

@@ -14,19 +14,24 @@ SPECTRA = {"white": np.ones(96), "power law": np.arange(1, 97) ** -0.5, "steep":
 def test_correction_recovers_the_population(name, ratio):
     scales = SPECTRA[name]
     population = effective_rank(scales)
-    z = gaussian(ratio * 96, scales, seed=ratio)
-    found = rankme_corrected(z, eps=0)
-    assert found.raw == pytest.approx(rankme(z, eps=0), rel=1e-9)
-    assert found.raw < 0.985 * population
-    assert found.value == pytest.approx(population, rel=0.02)
-    assert found.low < found.value < found.high
-    assert (found.n_clip, found.dim) == (ratio * 96, 96)
+    found = [rankme_corrected(gaussian(ratio * 96, scales, seed), eps=0) for seed in range(3)]
+    assert np.mean([each.value for each in found]) == pytest.approx(population, rel=0.02)
+    for each in found:
+        assert 0.89 * population < each.raw < 0.98 * population
+        assert each.low < each.value < each.high
+        assert (each.n_clip, each.dim) == (ratio * 96, 96)
 
 
-@pytest.mark.parametrize("ratio", [1, 2, 8])
+def test_raw_value_is_rankme():
+    z = gaussian(300, SPECTRA["power law"])
+    assert rankme_corrected(z).raw == pytest.approx(rankme(z), rel=1e-9)
+    assert rankme_corrected(z, center=True).raw == pytest.approx(rankme(z, center=True), rel=1e-9)
+
+
+@pytest.mark.parametrize("ratio", [4, 8, 16])
 def test_the_rule_for_a_flat_spectrum(ratio):
     shares = [rankme(gaussian(ratio * 64, np.ones(64), seed), eps=0) / 64 for seed in range(10)]
-    assert np.mean(shares) == pytest.approx(sample_bias(ratio * 64, 64), abs=0.012)
+    assert np.mean(shares) == pytest.approx(sample_bias(ratio * 64, 64), abs=0.005)
 
 
 def test_intervals_cover_the_population_about_as_often_as_they_say():

@@ -202,7 +202,7 @@ class SpectrumAccumulator:
 
     def save(self, path: str | Path) -> Path:
         """Write the state as safetensors, whole or not at all."""
-        tensors = {"mean": self.mean.cpu(), "about_mean": self._about_mean.cpu()}
+        tensors = {"mean": self.mean.cpu(), "about_mean": self._about_mean.cpu().contiguous()}
         metadata = {"format": "rankscale-spectrum-1", "rows": str(self.rows), "method": self.method}
         return write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 

@@ -15,13 +15,19 @@ from rankscale.spectra.accumulate import SpectrumAccumulator, blocks, check_shap
 from rankscale.spectra.decompose import spectrum
 from rankscale.spectra.ranks import DEFAULT_EPS, rankme
 
+# The jackknife cancels a bias that is linear in 1 / n_clip, and the bias of RankMe^3 comes nearest to that: of the
+# powers 0 (a logarithm) to 6, tried on flat, falling and floored spectra at 2 to 4 clips a dimension, it left the
+# smallest worst case, 0.8 % where the logarithm left 2.2 %.
+LINEAR_POWER = 3
+
 FEWEST_PER_DIMENSION = 2  # clips: below, the expansion in dim / n_clip that the correction rests on has no meaning
 
 
 def sample_bias(n_clip: int, dim: int) -> float:
     """Share of the population's RankMe that n_clip clips show, about exp(-dim / 8 n_clip).
 
-    The leading term for a flat spectrum (chapter 04 derives it); a falling spectrum loses less or about as much.
+    The leading term for a flat spectrum (chapter 04 derives it). Right to half a percent from four clips a dimension
+    on; with fewer the loss is larger (at one clip a dimension 20 %, where the rule says 12 %).
     Returns a number between 0 and 1.
     """
     if n_clip < 1 or dim < 1:
@@ -53,20 +59,20 @@ class Resampled:
     dim: int
 
     def estimate(self, number: Callable[[Tensor], float], level: float = 0.95) -> RankEstimate:
-        """Jackknife of a number of a spectrum, positive, on the scale of its logarithm.
+        """Jackknife of a number of a spectrum.
 
-        number: singular values -> float. With g groups, ln value = g ln number(all) - (g - 1) mean ln number(without
-        group j) cancels a bias in 1 / n_clip (Quenouille 1956); the spread of the left-out numbers gives the standard
-        error (Shao & Wu 1989), and a t distribution with g - 1 degrees of freedom the interval.
+        number: singular values -> a positive float. With g groups and f(x) = x^3, f(value) = g f(all clips) - (g - 1)
+        mean f(all but group j) cancels a bias in 1 / n_clip (Quenouille 1956); the spread of ln(all but group j) gives
+        the standard error (Shao & Wu 1989), and a t distribution with g - 1 degrees of freedom the interval.
         """
         groups = len(self.left_out)
         raw = number(self.full)
-        parts = np.log([number(sigma) for sigma in self.left_out])
-        corrected = groups * math.log(raw) - (groups - 1) * parts.mean()
-        error = math.sqrt((groups - 1) / groups * ((parts - parts.mean()) ** 2).sum())
-        reach = stats.t.ppf((1 + level) / 2, groups - 1) * error
-        ends = math.exp(corrected - reach), math.exp(corrected), math.exp(corrected + reach)
-        return RankEstimate(raw, ends[1], ends[0], ends[2], error, level, self.n_clip, self.dim)
+        shares = np.array([number(sigma) for sigma in self.left_out]) / raw
+        cube = groups - (groups - 1) * (shares**LINEAR_POWER).mean()
+        value = raw * max(cube, 0) ** (1 / LINEAR_POWER)
+        error = math.sqrt((groups - 1) * np.log(shares).var())
+        reach = math.exp(stats.t.ppf((1 + level) / 2, groups - 1) * error)
+        return RankEstimate(raw, value, value / reach, value * reach, error, level, self.n_clip, self.dim)
 
 
 def resample(
@@ -124,8 +130,9 @@ def rankme_corrected(
     """RankMe less its leading finite-sample bias, with an interval from resampling clips (`resample`).
 
     Measured on n_clip clips, ln RankMe falls short of its population value by about dim / (8 n_clip). The
-    jackknife estimates that term from the data: flat and power-law spectra are recovered within 2 % from two clips
-    a dimension on. The interval covers the choice of clips, not the choice of a training seed.
+    jackknife estimates that from the data: flat and power-law spectra are recovered within 1 % on average from two
+    clips a dimension on, where the raw number is 8 % low. The interval covers the choice of clips, not that of a
+    training seed.
     Raises ValueError below n_clip / dim = 2, and as `resample` does.
     """
     n_clip, dim = check_shape(z).shape
