@@ -217,9 +217,10 @@ def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool
     if not manifest.files:
         raise ValueError(f"{folder}: no usable audio file. {manifest.summary()}")
     base = cache / f"folder-{manifest.digest[:12]}-{FOLDER_DIGEST}-{config.frames}"
+    held_out = _hold_out([file.path for file in manifest.files])
     parts = {}
-    for part, held_out in (("train", False), ("heldout", True)):
-        chosen = tuple(file for file in manifest.files if _is_held_out(file.path) == held_out)
+    for part in ("train", "heldout"):
+        chosen = tuple(file for file in manifest.files if (file.path in held_out) == (part == "heldout"))
         parts[part] = _prepare_clips(replace(manifest, files=chosen), base / part, config, progress)
     counts = {part: sum(map(_count, shards)) for part, shards in parts.items()}
     if not counts["train"] or not counts["heldout"]:
@@ -228,8 +229,10 @@ def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool
     return _FolderPart(parts["train"], parts["heldout"], source)
 
 
-def _is_held_out(name: str) -> bool:
-    return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest(), 16) % HELDOUT_ONE_IN == 0
+def _hold_out(names: list[str]) -> set[str]:
+    """One file in ten, by a hash of its name, so that the choice stays when files are added; always at least one."""
+    hashes = {name: int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest(), 16) for name in names}
+    return {name for name in names if hashes[name] % HELDOUT_ONE_IN == 0} or {min(names, key=hashes.__getitem__)}
 
 
 def _prepare_clips(manifest: files.Manifest, folder: Path, config: RunConfig, progress: bool) -> list[Path]:

@@ -141,6 +141,15 @@ def test_corpora_share_shards_and_hold_clips_out(tmp_path):
     assert len(one.heldout_rows) == 50
 
 
+def test_a_handful_of_files_still_holds_one_out_and_the_choice_stays():
+    names = [f"clip{k}.wav" for k in range(200)]
+    few = corpus._hold_out(names[:3])
+    assert len(few) == 1
+    most = corpus._hold_out(names)
+    assert 8 <= len(most) <= 35
+    assert corpus._hold_out(names[:100]) == most & set(names[:100])
+
+
 @pytest.mark.real_audio
 def test_every_clip_of_a_folder_is_used_once(real_audio, tmp_path, monkeypatch):
     """Clips are streamed through shards; none may be lost between two of them."""
