@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import numpy as np
@@ -27,6 +27,10 @@ import soundfile
 from IPython.display import HTML, display
 
 from rankscale.config import BANDS, HOP, SAMPLE_RATE
+from rankscale.storage import write_atomically
+
+if TYPE_CHECKING:
+    from rankscale.spectra import PowerLawDecay
 
 # Every colour below has a contrast of at least 3 on the light and on the dark page. Colour is never the only
 # sign: a quantity that shares a figure with another has its own point shape too.
@@ -67,6 +71,14 @@ MEL_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
 STATIC = "RANKSCALE_STATIC"  # set where nobody can move a slider: papermill runs
 ASSETS = "RANKSCALE_ASSETS"  # folder for the files of one book page: its players' audio, its figures' tables
 ASSETS_URL = "RANKSCALE_ASSETS_URL"  # the same folder, as seen from the page
+_PAGE_STYLE = f"""
+:root {{ color-scheme: light dark; }}
+body {{ max-width: 56rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif; }}
+h1 {{ font-size: 1.2rem; font-weight: 600; overflow-wrap: anywhere; }}
+#chart {{ width: 100%; }}
+#chart [fill="{INK}"] {{ fill: CanvasText; }}
+pre {{ overflow-x: auto; font-size: 0.8rem; }}
+"""
 _EMBED_OPTIONS = {"mode": "vega-lite", "renderer": "svg", "actions": False}
 
 
@@ -141,6 +153,35 @@ def _page_renderer(spec: dict[str, Any], **_: Any) -> dict[str, str]:
         f"{text},{options}).catch(function(error){{node.textContent='This chart could not be drawn: '+error;"
         "console.error(error);});})(document.currentScript.previousElementSibling);</script>"
     }
+
+
+def save_page(chart: alt.TopLevelMixin, path: str | Path, title: str, caption: str, text: str = "") -> Path:
+    """Write a chart as one HTML file that needs nothing else: Vega lies in it, and it follows light and dark.
+
+    title, caption: plain text. text: shown below in fixed width.
+    """
+    with alt.theme.enable("rankscale"):
+        spec = chart.properties(width="container", height=HEIGHT * 2).to_json(indent=None).replace("</", "<\\/")
+    below = f"<pre>{html.escape(text)}</pre>" if text else ""
+    page = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{_PAGE_STYLE}</style>
+<script>{vega_bundle()}</script>
+</head>
+<body>
+<h1>{html.escape(title)}</h1>
+<div id="chart"></div>
+<p>{html.escape(caption)}</p>
+{below}
+<script>vegaEmbed("#chart", {spec}, {json.dumps(_EMBED_OPTIONS)});</script>
+</body>
+</html>
+"""
+    return write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 # --- captions, tables and sound ---------------------------------------------------------------------------
@@ -376,6 +417,44 @@ def spectrum_chart(
         )
         .add_params(chosen)
     )
+
+
+def eigenspectrum_chart(eigenvalues: Any, fit: PowerLawDecay | None = None, title: str = "") -> alt.LayerChart:
+    """Eigenvalues as shares of their sum against their rank, both axes logarithmic, with a fitted power law.
+
+    eigenvalues: (k,), in any order; those below 1e-12 of the largest are rounding and left out. fit: alpha, and the
+    first and last rank it was fitted to (`spectra.alpha_req`); points outside these are hollow.
+    """
+    values = np.sort(_as_array(eigenvalues))[::-1]
+    values = values[values > 1e-12 * values[0]] / values.sum()
+    table = pd.DataFrame({"rank": np.arange(1, len(values) + 1), "share": _rounded(values)})
+    table["used"] = table["rank"].between(fit.first, fit.last) if fit else True
+    decades = [10.0**power for power in range(math.floor(math.log10(values[-1])), 1)]
+    across = alt.Scale(type="log", domain=[0.9, 1.1 * len(values)], nice=False)
+    base = alt.Chart(table, title=title).encode(
+        x=alt.X("rank:Q", title="rank of the eigenvalue", scale=across),
+        y=alt.Y(
+            "share:Q",
+            title="share of the variance",
+            scale=alt.Scale(type="log", domain=[decades[0], 1], nice=False),
+            axis=alt.Axis(values=decades, format=".0e"),
+        ),
+    )
+    colour = CATEGORY_COLOURS[0]
+    points = base.mark_point(size=28, color=colour, strokeWidth=1.2, opacity=1).encode(
+        fill=alt.condition("datum.used", alt.value(colour), alt.value("transparent")),
+        stroke=alt.value(colour),
+        tooltip=["rank:Q", alt.Tooltip("share:Q", format=".3g")],
+    )
+    if fit is None:
+        return alt.layer(points)
+    used = table[table["used"]]
+    x, y, weight = np.log(used["rank"]), np.log(used["share"]), 1 / used["rank"]  # alpha-ReQ weights by 1 / rank
+    level = np.average(y + fit.alpha * x, weights=weight)
+    ends = pd.DataFrame({"rank": [fit.first, fit.last]})
+    ends["share"] = _rounded(np.exp(level - fit.alpha * np.log(ends["rank"])))
+    line = alt.Chart(ends).mark_line(color=CATEGORY_COLOURS[1], strokeWidth=2.5).encode(x="rank:Q", y="share:Q")
+    return alt.layer(points, line)
 
 
 def score_chart(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import click
 from pydantic import ValidationError
 
 from rankscale import __version__
 from rankscale.config import RunConfig, profile
+
+if TYPE_CHECKING:
+    from rankscale.report import RankReport
 
 
 class _Readable(click.Group):
@@ -150,6 +154,82 @@ def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, 
                 records.read_record(records.record_path(places.records, each)), Path("data/runs")
             )
             click.echo(f"published: {kept}")
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--key", help="which tensor of FILE, or which column, where there are several")
+@click.option("--encoder", metavar="PATH|MODULE", help="embed audio with this checkpoint, or Python module (see below)")
+@click.option("--audio", metavar="DIR", type=click.Path(path_type=Path), help="folder of audio files for --encoder")
+@click.option("--model-path", metavar="PATH", help="what the module's load_model is called with")
+@click.option("--pool", type=click.Choice(["mean", "meanstd"]), help="over time, for checkpoints  [default: mean]")
+@click.option("--clip-s", default=10.0, show_default=True, help="seconds of a clip: 10, as AudioSet's are")
+@click.option("--batch", default=16, show_default=True, help="clips embedded at once")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--save", metavar="Z.NPY", type=click.Path(path_type=Path), help="keep the embeddings")
+@click.option(
+    "--cache", default="runs/cache", show_default=True, type=click.Path(path_type=Path), help="of audio scans"
+)
+@click.option("--eps", default=1e-7, show_default=True, help="RankMe's constant")
+@click.option("--center/--no-center", default=None, help="subtract the mean clip for all numbers, or for none")
+@click.option("--groups", default=10, show_default=True, help="of clips, left out in turn for the intervals")
+@click.option("--seed", default=0, show_default=True, help="of these groups")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there")
+@click.option("--plot", metavar="HTML", type=click.Path(path_type=Path), help="draw the eigenspectrum, as one file")
+def rank(file: Path | None, as_json: bool, plot: Path | None, groups: int, **options: Any) -> None:
+    """How many directions an embedding matrix uses: RankMe and its relatives, with intervals and warnings.
+
+    FILE holds one row a clip: .npy (may be larger than memory), .pt, .safetensors or .parquet. Or measure your own
+    model: --encoder takes a checkpoint of rankscale or Dasheng, or a Python module (dotted name or .py file) with the
+    HEAR functions load_model(path) and get_scene_embeddings(audio, model); files under --audio are cut into clips.
+    """
+    if (file is None) == (options["encoder"] is None) or (options["encoder"] is None) != (options["audio"] is None):
+        raise click.UsageError("give a FILE of embeddings, or --encoder and --audio together")
+    if groups < 2:
+        raise click.BadParameter("at least 2", param_hint="--groups")
+    with contextlib.redirect_stdout(sys.stderr):  # models like to print
+        report = _rank_file(file, groups, options) if file else _rank_audio(groups, options)
+    click.echo(report.to_json() if as_json else report.text())
+    if plot:
+        report.save_plot(plot)
+        click.echo(f"plot: {_short(plot.resolve())}", err=as_json)
+
+
+def _rank_file(file: Path, groups: int, options: dict[str, Any]) -> RankReport:
+    from rankscale.embed import load_embeddings
+    from rankscale.report import rank_report
+
+    z = load_embeddings(file, options["key"])
+    source = f"{file.name}:{options['key']}" if options["key"] else file.name
+    try:
+        return rank_report(z, source, options["eps"], options["center"], groups=groups, seed=options["seed"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _rank_audio(groups: int, options: dict[str, Any]) -> RankReport:
+    from rankscale.embed import embed_folder, load_embedder
+    from rankscale.pretrain import pick_device
+    from rankscale.report import rank_report
+    from rankscale.storage import write_atomically
+
+    embedder = load_embedder(options["encoder"], options["model_path"], options["pool"], pick_device(options["device"]))
+    found = embed_folder(embedder, options["audio"], options["clip_s"], options["batch"], options["cache"])
+    if save := options["save"]:
+        write_atomically(save, lambda temporary: _save_array(temporary, found.z))
+        click.echo(f"embeddings: {_short(save.resolve())}", err=True)
+    source = f"{embedder.name} on {options['audio'].name or options['audio']}, clips of {options['clip_s']:g} s"
+    return rank_report(
+        found.z, source, options["eps"], options["center"], embedder.pool, groups, options["seed"], found.files,
+        found.remarks,
+    )  # fmt: skip
+
+
+def _save_array(path: Path, z: Any) -> None:
+    import numpy as np
+
+    with path.open("wb") as file:  # given a name, NumPy would add its own ending
+        np.save(file, z)
 
 
 def _explain(error: ValueError) -> str:

@@ -1,14 +1,32 @@
-"""Clips to embeddings: any encoder, or plain log-Mel statistics, as one (n_clip, dim) matrix."""
+"""Clips to embeddings: any encoder, or plain log-Mel statistics, as one (n_clip, dim) matrix.
+
+Also for what comes from elsewhere: matrices in files, and models behind the HEAR interface.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+import importlib.util
+import itertools
+import numbers
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
 
-from rankscale.mae import Encoder
+from rankscale.config import SAMPLE_RATE
+from rankscale.mae import Encoder, load_encoder
+from rankscale.sound import files
 
 Embed = Callable[[Tensor], Tensor]  # log-Mel (batch, band, frame) in dB -> (batch, dim)
 
@@ -49,3 +67,357 @@ def embed_all(embed: Embed, mels: Iterable[Tensor]) -> np.ndarray:
     if not blocks:
         raise ValueError("no clips to embed")
     return np.concatenate(blocks)
+
+
+# --- matrices in files ------------------------------------------------------------------------------------
+
+FORMATS = (".npy", ".pt", ".safetensors", ".parquet")
+ROWS = 65_536  # rows that are checked at once: a memory-mapped file may be larger than memory
+LISTED = 5  # tensors, columns or files named in a message
+
+
+def load_embeddings(path: str | Path, key: str | None = None) -> Tensor | np.ndarray:
+    """Embeddings that somebody else has written: a finite floating-point matrix (n_clip, dim). No code in it is run.
+
+    path: .npy (memory-mapped, so that it may be larger than memory), .pt (a tensor, or a dict of tensors),
+    .safetensors, or .parquet (a column with a list a clip, or nothing but floating-point columns; needs pyarrow).
+    key: which tensor or column; not needed where only one can be meant.
+    Raises FileNotFoundError, or ValueError that names the file and says what to do: another format, an empty or damaged
+    file, several tensors to choose from, another shape or type, NaN or infinity.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: embeddings are read from {', '.join(FORMATS)} files")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (zero bytes)")
+    read = {".npy": _read_npy, ".pt": _read_pt, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
+    z = read[path.suffix](path, key)
+    _check_matrix(z, path)
+    return z
+
+
+def _check_matrix(z: Tensor | np.ndarray, path: Path) -> None:
+    shape = tuple(z.shape)
+    if len(shape) != 2 or 0 in shape:
+        hint = "; pool over time first" if len(shape) == 3 else ""
+        raise ValueError(f"{path}: shape {shape}, embeddings have (n_clip, dim), neither of them 0{hint}")
+    if not (z.is_floating_point() if isinstance(z, Tensor) else np.issubdtype(z.dtype, np.floating)):
+        raise ValueError(f"{path}: {z.dtype} values; embeddings are floating point (are these labels?)")
+    for start in range(0, len(z), ROWS):
+        part = z[start : start + ROWS]
+        finite = (part.isfinite() if isinstance(z, Tensor) else np.isfinite(part)).all(1)
+        if not finite.all():
+            bad = start + int((~finite).nonzero()[0][0])
+            raise ValueError(f"{path}: row {bad} (counted from 0) holds NaN or infinity; remove it or mend the model")
+
+
+def _read_npy(path: Path, key: str | None) -> np.ndarray:
+    if key is not None:
+        raise ValueError(f"{path}: a .npy file holds one array without a name; leave the key out")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a whole .npy file of numbers ({error})") from error
+
+
+def _read_pt(path: Path, key: str | None) -> Tensor:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a foreign file comes upon
+        raise ValueError(
+            f"{path}: cannot be read without running code in it, or is damaged; write it with torch.save(z, path), "
+            "where z is a tensor or a dict of tensors"
+        ) from error
+    if isinstance(content, Tensor) and key is None:
+        return content.detach()
+    tensors = dict(_named_tensors(content))
+    if not tensors:
+        raise ValueError(
+            f"{path}: holds no tensor with a name; write a tensor or a dict of tensors, or leave the key out"
+        )
+    facts = {name: _Choice(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()}
+    return tensors[_choose(path, facts, key)].detach()
+
+
+def _named_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts, by its dotted name."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        else:
+            yield from _named_tensors(value, f"{prefix}{name}.")
+
+
+def _read_safetensors(path: Path, key: str | None) -> Tensor:
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            facts = {name: _Choice(tuple(s.get_shape()), s.get_dtype().lower()) for name, s in slices.items()}
+            return file.get_tensor(_choose(path, facts, key))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A tensor that may be the embeddings."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def fits(self) -> bool:
+        return len(self.shape) == 2 and "f" in self.dtype  # float32, bfloat16; f32, bf16
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+
+def _choose(path: Path, choices: dict[str, _Choice], key: str | None) -> str:
+    """The named choice, the only one, or the only one that can be embeddings."""
+    if key in choices:
+        return key
+    if key is None:
+        fitting = [name for name, choice in choices.items() if choice.fits]
+        if len(choices) == 1 or len(fitting) == 1:
+            return (fitting or list(choices))[0]
+    listed = _listed([f"{name} ({choice})" for name, choice in choices.items()])
+    if key is not None:
+        raise ValueError(f"{path}: nothing in it is named {key!r}; it holds {listed or 'nothing'}")
+    raise ValueError(
+        f"{path}: which one holds the embeddings? Choose with the key (--key): {listed or 'it holds none'}"
+    )
+
+
+def _listed(entries: list[str]) -> str:
+    more = f", and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
+    return ", ".join(entries[:LISTED]) + more
+
+
+def _read_parquet(path: Path, key: str | None) -> np.ndarray:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path}: reading .parquet needs pyarrow: pip install 'rankscale[parquet]'") from error
+    try:
+        schema = pq.read_schema(path)
+        types = {f.name: f.type for f in schema if not f.name.startswith("__index_level_")}  # pandas' row names
+        columns = _choose_columns(path, {name: str(kind) for name, kind in types.items()}, key)
+        table = pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a whole parquet file ({error})") from error
+    if not _is_list(str(types[columns[0]])):
+        return np.stack([table[name].to_numpy() for name in columns], axis=1)  # an empty cell becomes NaN
+    try:
+        return np.stack(table[columns[0]].to_pandas())
+    except ValueError as error:
+        raise ValueError(f"{path}: the lists in column {columns[0]} must all be there, and of one length") from error
+
+
+def _is_list(kind: str) -> bool:
+    return kind.removeprefix("large_").startswith(("list<", "fixed_size_list<"))
+
+
+def _choose_columns(path: Path, types: dict[str, str], key: str | None) -> list[str]:
+    """The one column of lists that is meant, or else all columns, if they are floating point."""
+    lists = [name for name, kind in types.items() if _is_list(kind)]
+    if key in types and key not in lists:
+        raise ValueError(f"{path}: column {key} holds {types[key]}, not a list of numbers a clip")
+    if key is not None or len(lists) > 1:
+        if key in lists:
+            return [key]
+        listed = _listed([f"{name} ({types[name]})" for name in lists or types])
+        asked = "which column holds the embeddings?" if key is None else f"there is no column {key!r};"
+        raise ValueError(f"{path}: {asked} Choose with the key (--key): {listed}")
+    if lists:
+        return lists
+    if other := [f"{name} ({kind})" for name, kind in types.items() if kind not in ("halffloat", "float", "double")]:
+        raise ValueError(
+            f"{path}: {_listed(other)} is not floating point; write the embeddings alone, or as one column of lists"
+        )
+    return list(types)
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+HEAR = {"load_model": "load_model(path)", "get_scene_embeddings": "get_scene_embeddings(audio, model)"}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Something that turns sound into embeddings.
+
+    embed: waveforms (n_clip, sample) at `rate` Hz in [-1, 1] -> (n_clip, dim) float32 on the CPU. name: for reports.
+    pool: in words, how a clip's embedding comes from its frames.
+    """
+
+    name: str
+    rate: int
+    pool: str
+    embed: Callable[[Tensor], Tensor]
+
+
+def load_embedder(
+    spec: str | Path, weights: str | None = None, pool: str | None = None, device: str = "cpu"
+) -> Embedder:
+    """An encoder checkpoint, or any model behind the HEAR interface.
+
+    spec: a checkpoint that `save_encoder` or Dasheng wrote; or a Python module, by its dotted name or as a .py file,
+    which runs, with `load_model(path) -> model` (model.sample_rate in Hz, model.scene_embedding_size) and
+    `get_scene_embeddings(audio (n_clip, sample), model) -> (n_clip, dim)` (hearbenchmark.com). weights: path for
+    load_model. pool: "mean" (default) or "meanstd" over time, for checkpoints; a HEAR model pools by itself.
+    Modules are looked for in the working folder too. Raises FileNotFoundError, or ValueError that names the checkpoint
+    or module and says what it lacks.
+    """
+    path = Path(spec)
+    is_name = all(part.isidentifier() for part in str(spec).split("."))
+    if path.suffix == ".py" or (is_name and not path.is_file()):
+        return _hear_embedder(str(spec), weights, pool, device)
+    if not path.is_file():
+        raise FileNotFoundError(f"{spec}: no such checkpoint or Python module")
+    if weights is not None:
+        raise ValueError(f"{spec}: a checkpoint brings its own weights; a model path is for Python modules")
+    encoder, pool = load_encoder(path, device), pool or "mean"
+
+    @torch.inference_mode()
+    def embed(waveform: Tensor) -> Tensor:
+        return pool_tokens(encoder(waveform.to(device)), pool).float().cpu()
+
+    return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed)
+
+
+def _hear_embedder(spec: str, weights: str | None, pool: str | None, device: str) -> Embedder:
+    if pool is not None:
+        raise ValueError(f"{spec}: a HEAR model pools over time by itself; leave pool out")
+    module = _import_module(spec)
+    if missing := [call for name, call in HEAR.items() if not callable(getattr(module, name, None))]:
+        raise ValueError(f"{spec}: lacks {' and '.join(missing)} of the HEAR interface (hearbenchmark.com)")
+    with _foreign(spec, "load_model"):
+        model = module.load_model(*([] if weights is None else [weights]))
+    rate, dim = (_positive(spec, model, name) for name in ("sample_rate", "scene_embedding_size"))
+    if isinstance(model, nn.Module):
+        model.to(device).eval()
+
+    @torch.no_grad()
+    def embed(waveform: Tensor) -> Tensor:
+        with _foreign(spec, "get_scene_embeddings"):
+            z = module.get_scene_embeddings(waveform.to(device), model)
+            z = z.detach().cpu() if isinstance(z, Tensor) else torch.from_numpy(np.array(z))  # not only PyTorch's
+        if z.shape != (len(waveform), dim) or not z.is_floating_point():
+            raise ValueError(
+                f"{spec}: get_scene_embeddings gave {z.dtype} of shape {tuple(z.shape)} for {len(waveform)} clips; "
+                f"its scene_embedding_size asks for floating point ({len(waveform)}, {dim})"
+            )
+        return z.float()
+
+    return Embedder(Path(spec).name, rate, "the model's own", embed)
+
+
+def _import_module(spec: str) -> ModuleType:
+    """A module by its dotted name or its file. What lies beside it can be imported too."""
+    path = Path(spec)
+    is_file = path.suffix == ".py"
+    if is_file and not path.is_file():
+        raise FileNotFoundError(f"{spec}: no such file")
+    folder = str(path.resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
+    with _foreign(spec, "importing it"):
+        if not is_file:
+            return importlib.import_module(spec)
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(found)
+        sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
+        found.loader.exec_module(module)
+        return module
+
+
+@contextmanager
+def _foreign(spec: str, doing: str) -> Iterator[None]:
+    """Errors of somebody else's code, in one line that says where."""
+    try:
+        yield
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        raise ValueError(f"{spec}: {doing} failed: {type(error).__name__}: {error} ({where})") from error
+
+
+def _positive(spec: str, model: Any, name: str) -> int:
+    value = getattr(model, name, None)
+    if not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{spec}: the model's {name} is {value!r}; the HEAR interface asks for a positive integer")
+    return int(value)
+
+
+# --- a folder of audio ------------------------------------------------------------------------------------
+
+CLIP_S = 10.0  # AudioSet's clips and Dasheng's training chunks are this long
+
+
+@dataclass(frozen=True, eq=False)
+class FolderEmbeddings:
+    """z: (n_clip, dim) float32. files: (n_clip,) the file of each clip. remarks: what went wrong, in words."""
+
+    z: np.ndarray
+    files: np.ndarray
+    remarks: tuple[str, ...]
+
+
+def embed_folder(
+    embedder: Embedder,
+    folder: str | Path,
+    clip_s: float = CLIP_S,
+    batch: int = 16,
+    cache_dir: str | Path = "runs/cache",
+    progress: bool = True,
+) -> FolderEmbeddings:
+    """Embed every clip of a folder of audio files, `batch` at a time, by the rules of `rankscale.sound.files`.
+
+    clip_s: files are cut into clips of this many seconds. Bad files and silent clips are left out and end in `remarks`.
+    Raises FileNotFoundError without the folder, ValueError if it has no clip, or if a clip gives NaN or infinity.
+    """
+    manifest = files.scan(folder, cache_dir=cache_dir, progress=progress)
+    left_out = files.Report()
+    clips = files.iter_clips(manifest, clip_s, left_out, rate=embedder.rate)
+    blocks, names = [], []
+    with tqdm(
+        total=len(files.clip_table(manifest, clip_s)), desc="embedding", unit="clip", disable=not progress
+    ) as bar:
+        while some := list(itertools.islice(clips, batch)):
+            blocks.append(_embed_clips(embedder, some))
+            names += [clip.file for clip in some]
+            bar.update(len(some))
+    remarks = _remarks(manifest, left_out, clip_s, embedder.rate)
+    if not blocks:
+        raise ValueError("\n".join([f"{folder}: no clip to embed", *remarks]))
+    return FolderEmbeddings(np.concatenate(blocks), np.array(names), remarks)
+
+
+def _embed_clips(embedder: Embedder, clips: list[files.Clip]) -> np.ndarray:
+    z = embedder.embed(torch.stack([clip.waveform for clip in clips])).numpy()
+    if not (finite := np.isfinite(z).all(axis=1)).all():
+        bad = clips[int(np.flatnonzero(~finite)[0])]
+        raise ValueError(f"{embedder.name}: gives NaN or infinity for {bad.file}, clip at {bad.offset_s:.2f} s")
+    return z
+
+
+def _remarks(manifest: files.Manifest, left_out: files.Report, clip_s: float, rate: int) -> tuple[str, ...]:
+    """What a listener should know about the audio: each remark with how often, and a few files."""
+    usable = manifest.files
+    groups = {
+        "gave no clips": [f"{path}: {reason}" for path, reason in manifest.rejected],
+        "fell short of their header": [f"{file.path}: {file.remark}" for file in usable if file.remark],
+        "lost clips": [f"{path}: {reason} ({n} times)" for (path, reason), n in left_out.counts.most_common()],
+        f"are shorter than a clip of {clip_s:g} s and were extended with silence": [
+            file.path for file in usable if file.seconds < clip_s
+        ],
+        f"have a lower sample rate than the encoder's {rate} Hz: their upper frequencies are empty": [
+            file.path for file in usable if file.rate < rate
+        ],
+    }
+    count = len(usable) + len(manifest.rejected)
+    return tuple(f"{len(names)} of {count} files {what}: {_listed(names)}" for what, names in groups.items() if names)

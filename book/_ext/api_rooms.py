@@ -17,7 +17,7 @@ import rankscale
 DATA_FLOW = (
     "config", "storage", "sound.synth", "sound.files", "sound.datasets", "sound.tasks", "mel", "corpus", "mae",
     "embed", "spectra", "probe", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
-    "planner", "charts", "widgets", "chapters", "hear", "cli",
+    "planner", "charts", "report", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
 

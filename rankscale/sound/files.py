@@ -151,13 +151,13 @@ def _saturate(samples: np.ndarray) -> np.ndarray:
     return np.clip(samples, -1, 1).astype(np.float32)
 
 
-def _ratio(rate: int) -> tuple[int, int]:
-    """(up, down) such that 16 kHz = rate * up / down.
+def _ratio(rate: int, target: int = SAMPLE_RATE) -> tuple[int, int]:
+    """(up, down) such that target = rate * up / down.
 
     A rate such as 44,099 Hz would need a filter of gigabytes, so the denominator is kept to 2000: exact for the
     rates in use, and for others off by 5e-4 at the very worst, 1e-6 as a rule.
     """
-    ratio = Fraction(SAMPLE_RATE, rate).limit_denominator(2000)
+    ratio = Fraction(target, rate).limit_denominator(2000)
     return ratio.numerator, ratio.denominator
 
 
@@ -168,9 +168,9 @@ def _resampler(up: int, down: int) -> tuple[Resample, int]:
     return resample, (math.ceil(resample.width / down) + 1) * down
 
 
-def _resample(blocks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
-    """Blocks at `rate` -> blocks at 16 kHz, as resampling all of them at once would give."""
-    up, down = _ratio(rate)
+def _resample(blocks: Iterable[np.ndarray], rate: int, target: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Blocks at `rate` -> blocks at `target`, as resampling all of them at once would give."""
+    up, down = _ratio(rate, target)
     if up == down:
         yield from blocks
         return
@@ -204,10 +204,10 @@ def _gather(blocks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def _stream(reading: _Reading) -> Iterator[np.ndarray]:
-    """A whole file as 16 kHz mono blocks of about ten seconds; closes the file at the end."""
+def _stream(reading: _Reading, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """A whole file as mono blocks of about ten seconds at `rate`; closes the file at the end."""
     with reading.sound as sound:
-        yield from _gather(_resample(_decode(reading), sound.samplerate), SAMPLE_RATE * _BLOCK_S)
+        yield from _gather(_resample(_decode(reading), sound.samplerate, rate), rate * _BLOCK_S)
 
 
 def read_audio(path: Path | str) -> Tensor:
@@ -483,42 +483,49 @@ def iter_clips(
     clip_s: float,
     report: Report | None = None,
     skip: Callable[[AudioFile], bool] | None = None,
+    rate: int = SAMPLE_RATE,
 ) -> Iterator[Clip]:
     """Clips of `clip_s` seconds, file after file, in constant memory, by the rules at the head of this room.
 
     report: receives silent clips, and files that could not be read as they were when scanned; these end early
-    and the next file follows. skip: says which files to pass over.
+    and the next file follows. skip: says which files to pass over. rate: of the waveforms, in Hz, for encoders that
+    want another one than the 16 kHz of everything else here.
     """
     report = Report() if report is None else report
-    length = _samples_of(clip_s)
+    length = _samples_of(clip_s, rate)
     for file in manifest.files:
         if skip is None or not skip(file):
             try:
-                yield from _file_clips(manifest.root / file.path, file, length, report)
+                yield from _file_clips(manifest.root / file.path, file, length, report, rate)
             except AudioError as error:
                 report.add(file.path, error.reason)
 
 
-def _samples_of(clip_s: float) -> int:
-    length = round(clip_s * SAMPLE_RATE)
-    if length < round(MIN_S * SAMPLE_RATE):
+def _samples_of(clip_s: float, rate: int = SAMPLE_RATE) -> int:
+    length = round(clip_s * rate)
+    if length < round(MIN_S * rate):
         raise ValueError(f"clip_s {clip_s}: clips are at least {MIN_S} s, one patch")
     return length
 
 
-def _file_clips(path: Path, file: AudioFile, length: int, report: Report) -> Iterator[Clip]:
+def _file_clips(path: Path, file: AudioFile, length: int, report: Report, rate: int) -> Iterator[Clip]:
+    def scanned(samples: int) -> int:  # the scan counts at 16 kHz
+        return round(samples * SAMPLE_RATE / rate)
+
     held, start = np.zeros(0, np.float32), 0
-    for block in _stream(_open(path)):
+    for block in _stream(_open(path), rate):
         held = np.concatenate([held, block])
         while len(held) >= length:
             clip, held = held[:length], held[length:]
-            if file.is_silent(start, start + length):
+            if file.is_silent(scanned(start), scanned(start + length)):
                 report.add(file.path, "silent clip")
             else:
-                yield Clip(torch.from_numpy(clip.copy()), file.path, start / SAMPLE_RATE)
+                yield Clip(torch.from_numpy(clip.copy()), file.path, start / rate)
             start += length
-    if start + len(held) != file.samples:
-        raise AudioError(path, f"gave {start + len(held)} samples, {file.samples} when it was scanned")
+    gave = scanned(start + len(held))
+    rounding = 0 if rate == SAMPLE_RATE else 2 + file.samples // 1000  # see _ratio
+    if abs(gave - file.samples) > rounding:
+        raise AudioError(path, f"gave {gave} samples, {file.samples} when it was scanned")
     if start == 0:
         yield Clip(torch.from_numpy(np.pad(held, (0, length - len(held)))), file.path, 0.0)
 
