@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from rankscale.storage import write_atomically
 
 METHODS = ("gram", "tsqr")
 BLOCK = 2048  # rows that are turned into float64 at once
-PANEL = 192  # columns: the Gram matrix is symmetric, so only panels on and above its diagonal are computed
 
 # Eigenvalues of a Gram matrix carry an absolute error of a few rounding errors of the largest one. Measured on
 # rank-5 matrices of widths 64 to 1536, the noise stayed under 4 of them; this is the factor with a margin.
@@ -57,17 +57,32 @@ def blocks(z: Tensor | np.ndarray, first_row: int = 0) -> Iterator[Tensor]:
     first_row: number of the matrix's first row, for the error that names a row with NaN or infinity.
     """
     for start in range(0, len(z), BLOCK):
-        part = z[start : start + BLOCK]
-        if isinstance(part, Tensor):
-            block = part.detach().to(torch.float64, copy=True)
-        else:
-            block = torch.from_numpy(np.array(part, dtype=np.float64))
-        if not torch.isfinite(block.sum()):
+        block = _in_float64(z[start : start + BLOCK])
+        if not math.isfinite(_rows(block).sum()):
             bad = ~torch.isfinite(block).all(dim=1)
             if bad.any():
                 row = first_row + start + int(bad.nonzero()[0])
                 raise ValueError(f"row {row} of the embeddings holds NaN or infinity")
         yield block
+
+
+def _in_float64(part: Tensor | np.ndarray) -> Tensor:
+    """A copy in float64, on the device of the part."""
+    if isinstance(part, Tensor):
+        part = part.detach()
+        if part.is_cuda or part.dtype == torch.bfloat16:  # NumPy knows neither
+            return part.to(torch.float64, copy=True)
+        part = part.numpy()
+    return torch.from_numpy(np.array(part, dtype=np.float64))
+
+
+def _rows(block: Tensor) -> Tensor | np.ndarray:
+    """The same memory as NumPy sees it, where it can.
+
+    On a CPU the loop over blocks stays in NumPy and SciPy: torch's threads spin for a while after each operation, and
+    two sets of threads on the same cores took twice as long as one.
+    """
+    return block if block.is_cuda else block.numpy()
 
 
 class SpectrumAccumulator:
@@ -105,8 +120,10 @@ class SpectrumAccumulator:
             raise ValueError(f"embeddings of width {z.shape[1]} were given to an accumulator of width {self.dim}")
         for block in blocks(z, self.rows):
             block = block.to(self.mean.device)
-            mean = block.mean(dim=0)
-            self._add(len(block), mean, block.sub_(mean))
+            rows = _rows(block)
+            mean = rows.mean(0)
+            rows -= mean
+            self._add(len(block), torch.as_tensor(mean), block)
         return self
 
     def merge(self, other: SpectrumAccumulator) -> SpectrumAccumulator:
@@ -132,7 +149,7 @@ class SpectrumAccumulator:
                 self._about_mean += centred
             else:
                 _add_product(self._about_mean, centred)
-            self._about_mean.addmm_(bridge.T, bridge)
+            _add_product(self._about_mean, bridge)
         self.mean = self.mean + step * (rows / total)
         self.rows = total
 
@@ -161,7 +178,7 @@ class SpectrumAccumulator:
         if self.method == "tsqr":
             return torch.linalg.svdvals(self.triangle(center))[:kept].cpu(), 0
         gram = self._about_mean if center else torch.addr(self._about_mean, self.mean, self.mean, alpha=self.rows)
-        energy = torch.linalg.eigvalsh(gram, UPLO="U").flip(0)[:kept].cpu()
+        energy = _eigenvalues(gram)[:kept]
         lost = energy < GRAM_NOISE * energy[0]
         return energy.masked_fill(lost, 0).sqrt(), int(lost.sum())
 
@@ -190,7 +207,7 @@ class SpectrumAccumulator:
         total_mean /= total
         bridge = ((self.mean - total_mean) * math.sqrt(self.rows)).unsqueeze(0)
         if self.method == "gram":
-            self._about_mean.addmm_(bridge.T, bridge)
+            _add_product(self._about_mean, bridge)
             dist.all_reduce(self._about_mean, group=group)
         else:
             mine = _triangle(torch.cat([self._about_mean, bridge]))
@@ -226,10 +243,18 @@ class SpectrumAccumulator:
 
 
 def _add_product(gram: Tensor, block: Tensor) -> None:
-    """gram += block^T block, on and above the diagonal only."""
-    for start in range(0, gram.shape[0], PANEL):
-        stop = start + PANEL
-        gram[start:stop, start:].addmm_(block[:, start:stop].T, block[:, start:])
+    """gram += block^T block. On a CPU only on and above the diagonal, which is half the work."""
+    if gram.is_cuda:
+        gram.addmm_(block.T, block)
+    else:  # BLAS counts columns first: its lower half is our upper half
+        dsyrk(1.0, block.numpy().T, beta=1.0, c=gram.numpy().T, lower=1, overwrite_c=1)
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    """Of a symmetric matrix, largest first; its upper half is read. NumPy's LAPACK takes half the time of torch's."""
+    if gram.is_cuda:
+        return torch.linalg.eigvalsh(gram, UPLO="U").flip(0).cpu()
+    return torch.from_numpy(np.linalg.eigvalsh(gram.numpy(), UPLO="U")).flip(0)
 
 
 def _triangle(rows: Tensor) -> Tensor:
