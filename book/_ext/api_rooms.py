@@ -3,6 +3,7 @@
 Docstrings in this project are plain sentences, one thing a line, so they are shown line by line as written.
 """
 
+import importlib
 import pkgutil
 import re
 
@@ -15,7 +16,8 @@ import rankscale
 
 # A module may import only from those before it.
 DATA_FLOW = (
-    "config", "storage", "sound.synth", "sound.files", "sound.datasets", "sound.tasks", "mel", "corpus", "mae",
+    "config", "storage", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
+    "sound.synthetic_tasks", "mel", "corpus", "mae",
     "embed", "spectra", "probe", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
     "planner", "charts", "report", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
@@ -23,8 +25,13 @@ ESCAPED = re.compile(r"([\\*`|_])")
 
 
 def list_rooms():
-    """Dotted names of the public modules that exist, in the order of DATA_FLOW, others last."""
-    found = [name for _, name, is_package in pkgutil.walk_packages(rankscale.__path__, "rankscale.") if not is_package]
+    """Dotted names of the public modules that exist, in the order of DATA_FLOW, others last.
+
+    A package that says what it offers (`__all__`) is one room, and its modules are its own affair.
+    """
+    walked = list(pkgutil.walk_packages(rankscale.__path__, "rankscale."))
+    whole = [name for _, name, is_package in walked if is_package and hasattr(importlib.import_module(name), "__all__")]
+    found = whole + [name for _, name, is_package in walked if not is_package and name.rpartition(".")[0] not in whole]
     public = [name for name in found if not any(part.startswith("_") for part in name.split("."))]
     order = {f"rankscale.{name}": place for place, name in enumerate(DATA_FLOW)}
     return sorted(public, key=lambda name: (order.get(name, len(order)), name))
