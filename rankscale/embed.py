@@ -325,12 +325,15 @@ def _import_module(spec: str) -> ModuleType:
     folder = str(path.resolve().parent if is_file else Path.cwd())
     if folder not in sys.path:
         sys.path.append(folder)
+    if not is_file and importlib.util.find_spec(spec.partition(".")[0]) is None:
+        raise FileNotFoundError(f"{spec}: no such checkpoint or Python module")
     with _foreign(spec, "importing it"):
         if not is_file:
             return importlib.import_module(spec)
-        found = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"hear_{path.stem}"  # a file may be called as a library is
+        found = importlib.util.spec_from_file_location(name, path)
         module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
+        sys.modules[name] = module  # dataclasses and pickles look their module up there
         found.loader.exec_module(module)
         return module
 
@@ -341,7 +344,8 @@ def _foreign(spec: str, doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in frames if not frame.filename.startswith("<frozen")][-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"
         raise ValueError(f"{spec}: {doing} failed: {type(error).__name__}: {error} ({where})") from error
 

@@ -502,6 +502,8 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__}, not a dict")
         state, spec = content["model"], EncoderSpec.from_dasheng(content["config"])
         encoder = Encoder(**vars(spec))
         encoder.load_state_dict(state, strict=True)
