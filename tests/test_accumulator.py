@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from test_spectra import gaussian
 from torch import nn
 
+from rankscale.mae import Encoder
 from rankscale.spectra import LayerSpectra, SpectrumAccumulator, SpectrumWarning, effective_rank, rankme, spectrum
 
 METHODS = ["gram", "tsqr"]
@@ -171,6 +172,17 @@ def test_every_layer_in_one_pass(pool):
         assert layers[name].rows == len(expected)
         assert rankme(layers[name]) == pytest.approx(rankme(expected), rel=1e-9)
     assert layers["head"].rows == 60
+
+
+def test_layers_of_our_encoder():
+    torch.manual_seed(0)
+    encoder = Encoder(width=32, depth=3).eval()
+    mel = torch.randn(80, 64, 128)
+    with torch.no_grad(), LayerSpectra(encoder, [f"blocks.{i}" for i in range(3)]) as layers:
+        tokens = encoder.forward_mel(mel, layers=True)
+    found = [rankme(seen) for _, seen in layers.items()]
+    expected = [rankme(layer.mean(dim=1)) for layer in tokens]
+    assert found[:2] == pytest.approx(expected[:2], rel=1e-6)  # the last of `tokens` is normalised, a block's is not
 
 
 def test_layers_refuse_what_they_cannot_count():
