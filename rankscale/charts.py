@@ -525,45 +525,104 @@ def curves_chart(table: pd.DataFrame, x: alt.X, y: alt.Y, series: str, title: st
     return lines.properties(width=WIDTH, height=WIDTH // 2)
 
 
-def sample_size_chart(measured: pd.DataFrame, rule: pd.DataFrame, title: str = "") -> alt.LayerChart:
-    """RankMe from few clips as a share of its value from endless clips, with intervals, and a rule as a line.
+def sample_size_chart(measured: pd.DataFrame, theory: pd.DataFrame, title: str = "") -> alt.LayerChart:
+    """RankMe from few clips as a share of its value from endless clips: points with intervals, theories as lines.
 
-    measured: columns spectrum, ratio (clips per dimension), share, low, high. rule: columns ratio, share.
+    measured: columns spectrum, ratio (clips per dimension), share, low, high. theory: columns line, ratio, share.
     """
-    order = alt.Scale(domain=list(measured["spectrum"].unique()))
+    order, lines = (alt.Scale(domain=list(names.unique())) for names in (measured["spectrum"], theory["line"]))
     near = measured.assign(**{c: _rounded(measured[c].to_numpy()) for c in ("share", "low", "high")})
     x = alt.X("ratio:Q", title="clips per dimension N/K", scale=alt.Scale(type="log", base=2))
     y = alt.Y("share:Q", title="measured / true RankMe", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
-    line = alt.Chart(rule.round(5)).mark_line(strokeDash=[6, 4], color=INK).encode(x=x, y=y)
+    dash = alt.StrokeDash("line:N", scale=lines, title=None, legend=alt.Legend(symbolStrokeColor=INK))
+    drawn = alt.Chart(theory.round(5)).mark_line(color=INK).encode(x=x, y=y, strokeDash=dash)
     base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", scale=order))
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
     shape = alt.Shape("spectrum:N", scale=order)
     dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
-    return alt.layer(line, spread, dots).properties(title=title, width=WIDTH, height=WIDTH // 2)
+    return alt.layer(drawn, spread, dots).properties(title=title, width=WIDTH, height=WIDTH // 2)
 
 
-def rank_and_score_chart(table: pd.DataFrame, chance: float, title: str = "") -> alt.LayerChart:
-    """Probe score against RankMe, with intervals, the name of every embedding, and chance as a dashed line.
+def decays_chart(spectra: Mapping[str, Sequence[float]], fit_range: tuple[int, int], title: str = "") -> alt.LayerChart:
+    """Eigenvalues as shares of the largest against their index, on logarithmic axes; a band marks the fitted ranks.
 
-    table: columns embedding, task, rankme, score, low, high.
+    spectra: name -> eigenvalues, at least one above zero.
     """
-    near = table.assign(**{c: _rounded(table[c].to_numpy(), 4) for c in ("rankme", "score", "low", "high")})
-    x = alt.X("rankme:Q", title="RankMe (directions)", scale=alt.Scale(domainMin=0))
-    y = alt.Y("score:Q", title="probe accuracy", scale=alt.Scale(domain=[0, 1.1], nice=False))
-    y = y.axis(format="%", values=[0, 0.2, 0.4, 0.6, 0.8, 1])
-    order = alt.Scale(domain=list(near["task"].unique()))
-    base = alt.Chart(near).encode(x=x, color=alt.Color("task:N", scale=order))
-    spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
-    shape = alt.Shape("task:N", scale=order)
-    dots = base.mark_point(size=80, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
-    top = near.loc[near.groupby("embedding")["score"].idxmax()]
-    right = top["rankme"] > 0.7 * near["rankme"].max()
-    names = [
-        alt.Chart(part).mark_text(dy=-13, dx=dx, align=align).encode(x=x, y=y, text="embedding:N")
-        for part, dx, align in ((top[~right], -6, "left"), (top[right], 8, "right"))
+    parts = []
+    for name, values in spectra.items():
+        values = np.sort(_as_array(values))[::-1]
+        share = _rounded(values / values[0])
+        parts.append(pd.DataFrame({"embedding": name, "index": np.arange(1, len(share) + 1), "share": share}))
+    table = pd.concat(parts)
+    table = table[table["share"] > 0]
+    order = alt.Scale(domain=list(spectra))
+    legend = alt.Legend(columns=2, title=None)
+    x = alt.X("index:Q", title="index i of the eigenvalue", scale=alt.Scale(type="log", nice=False))
+    y = alt.Y("share:Q", title="eigenvalue / largest", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    tooltip = ["embedding:N", "index:Q", alt.Tooltip("share:Q", format=".3g")]
+    lines = (
+        alt.Chart(table)
+        .mark_line()
+        .encode(
+            x=x.axis(tickCount=6, format="d"),
+            y=y,
+            color=alt.Color("embedding:N", scale=order, legend=legend),
+            strokeDash=alt.StrokeDash("embedding:N", scale=order, legend=legend),
+            tooltip=tooltip,
+        )
+    )
+    ends = pd.DataFrame({"index": [fit_range[0]], "end": [min(fit_range[1], int(table["index"].max()))]})
+    band = alt.Chart(ends).mark_rect(color=INK, opacity=0.15).encode(x=x, x2="end:Q")
+    return alt.layer(band, lines).properties(title=title, width=WIDTH, height=WIDTH // 2)
+
+
+def gallery_explorer(table: pd.DataFrame, notes: pd.DataFrame, chance: float) -> alt.VConcatChart:
+    """Embeddings in the order of a metric that the reader chooses, the one it likes best on top, against accuracy.
+
+    table: one row for each metric, judge and embedding: columns metric, judge, embedding, what (one line about it),
+    value, place (1: best by the metric), score, low, high (accuracy and its interval). notes: columns metric, judge,
+    first, second (two lines of text). chance: a dashed line.
+    """
+    near = table.assign(**{c: _rounded(table[c].to_numpy(), 4) for c in ("value", "score", "low", "high")})
+    near["shown"] = [f"{value:,.{0 if abs(value) >= 100 else 2}f}" for value in near["value"]]
+    menu = alt.binding_select(options=list(near["metric"].unique()), name="metric ")
+    buttons = alt.binding_radio(options=list(near["judge"].unique()), name="accuracy of ")
+    metric = alt.param("gallery_metric", value=near["metric"].iloc[0], bind=menu)
+    judge = alt.param("gallery_judge", value=near["judge"].iloc[0], bind=buttons)
+    chosen = "datum.metric == gallery_metric && datum.judge == gallery_judge"
+    names, values = 108, 52  # pixels for the column of names and that of values
+
+    y = alt.Y("place:O", axis=None)
+    x = alt.X("score:Q", title="accuracy", scale=alt.Scale(domain=[0, 1], nice=False))
+    x = x.axis(format="%", values=[0, 0.25, 0.5, 0.75, 1])
+    rows = alt.Chart(near).transform_filter(chosen).encode(y=y)
+    tooltip = [
+        alt.Tooltip("embedding:N"),
+        alt.Tooltip("what:N", title="what it is"),
+        alt.Tooltip("shown:N", title="value"),
     ]
-    guess = alt.Chart(pd.DataFrame({"score": [chance]})).mark_rule(strokeDash=[4, 4]).encode(y="score:Q")
-    return alt.layer(guess, spread, dots, *names).properties(title=title, width=WIDTH, height=WIDTH // 2)
+    tooltip += [
+        alt.Tooltip(f"{c}:Q", title=t, format=".1%")
+        for c, t in (("score", "accuracy"), ("low", "from"), ("high", "to"))
+    ]
+    path = rows.mark_line(color=GRID, strokeWidth=1, strokeDash=[2, 3]).encode(x=x, order="place:O")
+    spread = rows.mark_rule(strokeWidth=3, color=CATEGORY_COLOURS[0]).encode(x="low:Q", x2="high:Q")
+    dots = rows.mark_point(size=110, opacity=1, color=CATEGORY_COLOURS[0]).encode(x=x, tooltip=tooltip)
+    left = rows.mark_text(align="right", fontSize=13).encode(x=alt.value(-10), text="embedding:N", tooltip=tooltip)
+    right = rows.mark_text(align="right", fontSize=13).encode(
+        x=alt.value(WIDTH - names), text="shown:N", tooltip=tooltip
+    )
+    guess = alt.Chart(pd.DataFrame({"score": [chance]})).mark_rule(strokeDash=[4, 4]).encode(x=x)
+    said = alt.Chart(notes).transform_filter(chosen)
+    lines = [
+        said.mark_text(align="left", fontSize=13).encode(x=alt.value(-names), y=alt.value(at), text=f"{field}:N")
+        for field, at in (("first", 8), ("second", 28))
+    ]
+    width = WIDTH - names - values
+    return alt.vconcat(
+        alt.layer(*lines).properties(width=width, height=36),
+        alt.layer(guess, path, spread, dots, left, right).properties(width=width, height=25 * near["place"].max()),
+    ).add_params(metric, judge)
 
 
 def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:

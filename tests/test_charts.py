@@ -101,6 +101,11 @@ FIGURES = {
         pd.DataFrame({"step": [1, 2, 1, 2], "loss": [1.0, 0.5, 0.9, 0.4], "run": ["a", "a", "b", "b"]})
     ),
     "spectrum": lambda: charts.spectrum_chart({"a": [4, 2, 1], "b": torch.tensor([1.0, 1, 0])}, share=True),
+    "sample size": lambda: charts.sample_size_chart(
+        pd.DataFrame({"spectrum": ["a", "b"], "ratio": [1, 2], "share": [0.8, 0.9], "low": 0.7, "high": 0.95}),
+        pd.DataFrame({"line": ["rule", "rule", "exact", "exact"], "ratio": [1, 2, 1, 2], "share": [0.9, 1, 0.8, 0.9]}),
+    ),
+    "decays": lambda: charts.decays_chart({"a": np.arange(1, 9.0) ** -1, "b": torch.tensor([1.0, 0.5, 0])}, (2, 9)),
     "scores": lambda: charts.score_chart(
         pd.DataFrame({"name": ["a", "b"], "score": [0.5, 0.7], "low": [0.4, 0.6], "high": [0.6, 0.8]}), chance=0.1
     ),
@@ -257,3 +262,40 @@ def test_rank_explorer_never_overwrites_a_field():
     for layer in re.split(r'"transform": ', text)[1:]:
         written = re.findall(r'"as": "(\w+)"', layer.split('"encoding"')[0])
         assert written and len(written) == len(set(written))
+
+
+def made_gallery() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Three embeddings, two metrics and two judges: what `gallery_explorer` draws."""
+    liked = {"rank": {"a": 1, "b": 2, "c": 3}, "cosine": {"a": 3, "b": 1, "c": 2}}
+    rows = [
+        (metric, judge, name, f"about {name}", 1.25 * place, place, 0.3 * place, 0.25 * place, 0.33 * place)
+        for metric, places in liked.items()
+        for judge in ("linear", "near")
+        for name, place in places.items()
+    ]
+    columns = ["metric", "judge", "embedding", "what", "value", "place", "score", "low", "high"]
+    notes = [(metric, judge, f"first {metric} {judge}", "second") for metric in liked for judge in ("linear", "near")]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(notes, columns=["metric", "judge", "first", "second"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "judge", "order"), [("rank", "linear", ["a", "b", "c"]), ("cosine", "near", ["b", "c", "a"])]
+)
+def test_gallery_explorer_orders_the_embeddings_by_the_chosen_metric(metric, judge, order):
+    spec = charts.gallery_explorer(*made_gallery(), chance=0.1).to_dict()
+    chosen = {"gallery_metric": metric, "gallery_judge": judge}
+    assert {param["name"] for param in spec["params"]} == set(chosen)
+    for param in spec["params"]:
+        param["value"] = chosen[param["name"]]
+    svg = vl_convert.vegalite_to_svg(spec, vl_version="6.4")
+    height = {name: float(y) for y, name in re.findall(r"translate\(-10,([\d.]+)\)[^>]*>([abc])<", svg)}
+    assert sorted(height, key=height.get) == order
+    assert re.findall(r">(first [^<]*)<", svg) == [f"first {metric} {judge}"]
+    beside = {shown: float(y) for y, shown in re.findall(r",([\d.]+)\)[^>]*>(\d\.\d\d)<", svg)}
+    assert [beside[value] for value in ("1.25", "2.50", "3.75")] == sorted(height.values())
+
+
+def test_gallery_explorer_offers_what_the_table_holds_and_writes_no_field():
+    spec = charts.gallery_explorer(*made_gallery(), chance=0.1).to_dict()
+    assert [param["bind"]["options"] for param in spec["params"]] == [["rank", "cosine"], ["linear", "near"]]
+    assert '"as":' not in json.dumps(spec)  # it only filters: nothing can be stale after a choice
