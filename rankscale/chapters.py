@@ -43,7 +43,7 @@ KEPT_RESULTS = 3  # staged results kept per chapter and profile, the newest
 TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict)} | {"Literal": Literal}
 
 
-class ChapterError(Exception):
+class ChapterError(ValueError):
     """A chapter or the book could not be made; the message says where and what to do."""
 
 

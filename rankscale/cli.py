@@ -24,11 +24,9 @@ class _Readable(click.Group):
     """Errors that a user can mend end as one message, not as a traceback."""
 
     def invoke(self, context: click.Context) -> object:
-        from rankscale.chapters import ChapterError
-
         try:
             return super().invoke(context)
-        except (ChapterError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             click.secho(f"error: {error}", fg="red", err=True)
             sys.exit(1)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -266,6 +267,17 @@ def test_a_matrix_without_a_spectrum_is_named(tmp_path):
     result = rank(tmp_path / "flat.npy")
     assert result.exit_code == 1
     assert re.search(r"flat\.npy: all rows of the embeddings are equal", result.stderr)
+
+
+def test_the_book_is_not_needed(z_npy, tmp_path):
+    """As installed without extras: no charts, no notebooks. Only the plot asks for them."""
+    script = "import sys; sys.modules.update(dict.fromkeys(['IPython', 'vl_convert', 'papermill', 'pyarrow']));"
+    script += "from rankscale.cli import main; main()"
+    run = [sys.executable, "-c", script, "rank", str(z_npy)]
+    table = subprocess.run(run, capture_output=True, text=True)
+    assert table.returncode == 0 and "RankMe" in table.stdout, table.stderr
+    plot = subprocess.run([*run, "--plot", str(tmp_path / "s.html")], capture_output=True, text=True)
+    assert plot.returncode == 1 and "plots need" in plot.stderr and "rankscale[book]" in plot.stderr
 
 
 # --- the plot ---------------------------------------------------------------------------------------------
