@@ -191,9 +191,9 @@ def _choose(path: Path, choices: dict[str, _Choice], key: str | None) -> str:
     )
 
 
-def _listed(entries: list[str]) -> str:
-    more = f", and {len(entries) - LISTED} more" if len(entries) > LISTED else ""
-    return ", ".join(entries[:LISTED]) + more
+def _listed(entries: list[str], comma: str = ", ") -> str:
+    more = [f"and {len(entries) - LISTED} more"] if len(entries) > LISTED else []
+    return comma.join(entries[:LISTED] + more)
 
 
 def _read_parquet(path: Path, key: str | None) -> np.ndarray:
@@ -424,4 +424,6 @@ def _remarks(manifest: files.Manifest, left_out: files.Report, clip_s: float, ra
         ],
     }
     count = len(usable) + len(manifest.rejected)
-    return tuple(f"{len(names)} of {count} files {what}: {_listed(names)}" for what, names in groups.items() if names)
+    return tuple(
+        f"{len(names)} of {count} files {what}: {_listed(names, '; ')}" for what, names in groups.items() if names
+    )

@@ -361,13 +361,13 @@ def _row_metrics(
         yield f"self-clustering and uniformity are left out: {zero} embeddings hold nothing but zeros"
         return
     member = rng.permutation(labels.max() + 1)[labels[chosen]] % groups if groups else None
-    for name, label, measure, says in (
-        ("self_cluster", "self-clustering", spectra.self_cluster, "0: random, 1: one line"),
-        ("uniformity", "uniformity", spectra.uniformity, "0: one place, -4: even"),
+    for name, label, measure, most, says in (
+        ("self_cluster", "self-clustering", spectra.self_cluster, 1.0, "0: random, 1: one line"),
+        ("uniformity", "uniformity", spectra.uniformity, 0.0, "0: one place, -4: even"),
     ):
         value = measure(rows)
         reach = _row_reach(measure, rows, member)
-        low, high = (None, None) if reach is None else (value - reach, value + reach)
+        low, high = (None, None) if reach is None else (value - reach, min(value + reach, most))
         yield Metric(name=name, label=label, centred=centred, value=value, low=low, high=high, says=says)
 
 
