@@ -2,8 +2,8 @@
 
 The counting rule. A multiply-add is 2 FLOP. Counted are the matrix products that are really done: linear
 layers and the two products of attention, on kept tokens in the encoder, on all tokens in the decoder, and
-on masked tokens in its head. Not counted: the Mel spectrogram, norms, softmax, GELU, the optimiser. The
-backward pass is twice the forward pass. Every parameter counts, positions and normalisation included.
+on masked tokens in its head and in what its last block computes from keys and values on. Not counted: the
+Mel spectrogram, norms, softmax, GELU, the optimiser. The backward pass is twice the forward pass. Every parameter counts, positions and normalisation included.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def decoder_forward_flop(config: RunConfig) -> int:
     """FLOP of one clip through the decoder in pre-training."""
     width, kept, tokens = config.decoder_width, _kept(config), config.tokens
     ends = 2 * kept * config.width * width + 2 * (tokens - kept) * width * BANDS * config.patch_frames
-    return ends + config.decoder_depth * _block_flop(tokens, width)
+    last = _block_flop(tokens, width, outputs=tokens - kept)
+    return ends + (config.decoder_depth - 1) * _block_flop(tokens, width) + last
 
 
 def _kept(config: RunConfig) -> int:
@@ -97,7 +98,8 @@ def _block_params(width: int, mlp_ratio: float = 4.0) -> int:
     return attention + 2 * width * hidden + hidden + width + 4 * width
 
 
-def _block_flop(tokens: int, width: int, mlp_ratio: float = 4.0) -> int:
-    hidden = int(width * mlp_ratio)
-    linear = 2 * tokens * width * (4 * width + 2 * hidden)
-    return linear + 4 * tokens * tokens * width
+def _block_flop(tokens: int, width: int, mlp_ratio: float = 4.0, outputs: int | None = None) -> int:
+    """outputs: tokens that the block computes, all if left out; keys, values and queries are of all tokens."""
+    outputs, hidden = tokens if outputs is None else outputs, int(width * mlp_ratio)
+    qkv = 2 * tokens * width * 3 * width
+    return qkv + 4 * tokens * outputs * width + 2 * outputs * width * (width + 2 * hidden)

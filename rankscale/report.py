@@ -18,12 +18,8 @@ from torch import Tensor
 
 from rankscale import spectra
 from rankscale.pretrain import COLLAPSED_RANKME
-from rankscale.spectra import DEFAULT_EPS, PowerLawDecay, Resampled
+from rankscale.spectra import DEFAULT_EPS, FEWEST_PER_DIMENSION, PowerLawDecay, Resampled
 from rankscale.spectra.accumulate import check_shape
-from rankscale.spectra.sample import FEWEST_PER_DIMENSION
-
-if TYPE_CHECKING:
-    pass
 
 if TYPE_CHECKING:
     import altair as alt
@@ -263,15 +259,11 @@ def _largest(rank: float, _: Tensor) -> str:
 
 
 def _decay(alpha: float, sigma: Tensor) -> str:
-    return f"falls as i^-{alpha:.2f} (R2 {_alpha_req(sigma).r_squared:.2f})"
-
-
-def _alpha_req(sigma: Tensor) -> PowerLawDecay:
-    return spectra.alpha_req(_used(sigma))
+    return f"falls as i^-{alpha:.2f} (R2 {spectra.alpha_req(sigma).r_squared:.2f})"
 
 
 def _used(sigma: Tensor) -> Tensor:
-    """Without empty directions: what a layer norm leaves in one is the rounding of float32, and bends any fit."""
+    """Without empty directions: what a layer norm leaves in one is the rounding of float32."""
     return sigma[sigma > EMPTY * sigma[0]]
 
 
@@ -294,11 +286,11 @@ NUMBERS = (
         lambda v, _: "largest / smallest direction" if math.isfinite(v) else "rank-deficient", interval=False,
     ),
     _Number(
-        "alpha_req", "alpha-ReQ", lambda s, _: _alpha_req(s).alpha, _decay,
+        "alpha_req", "alpha-ReQ", lambda s, _: spectra.alpha_req(s).alpha, _decay,
         centred=True, correct_from=ALPHA_PER_DIMENSION,
     ),
     _Number(
-        "power_law_tail", "power-law tail", lambda s, _: float(spectra.power_law_tail(_used(s)).exponent),
+        "power_law_tail", "power-law tail", lambda s, _: spectra.power_law_tail(s).exponent,
         lambda v, _: f"density falls as x^-{v:.2f}", centred=True, correct_from=math.inf,
     ),
 )  # fmt: skip
@@ -360,7 +352,7 @@ def _row_metrics(
     if zero := int((rows == 0).all(dim=1).sum()):
         yield f"self-clustering and uniformity are left out: {zero} embeddings hold nothing but zeros"
         return
-    member = rng.permutation(labels.max() + 1)[labels[chosen]] % groups if groups else None
+    member = spectra.deal(n_clip, groups, seed, labels)[chosen] if groups else None
     for name, label, measure, most, says in (
         ("self_cluster", "self-clustering", spectra.self_cluster, 1.0, "0: random, 1: one line"),
         ("uniformity", "uniformity", spectra.uniformity, 0.0, "0: one place, -4: even"),
@@ -386,7 +378,7 @@ def _row_reach(measure: Callable[[Tensor], float], rows: Tensor, member: np.ndar
 
 def _fit(sigma: Tensor) -> PowerLawDecay | None:
     try:
-        return _alpha_req(sigma)
+        return spectra.alpha_req(sigma)
     except ValueError:  # too few ranks: a warning says so where the metric is missing
         return None
 

@@ -76,3 +76,11 @@ def test_too_few_clips_are_refused():
         resample(gaussian(50, np.ones(4)), clusters=np.arange(3))
     with pytest.raises(ValueError, match="at least 1"):
         sample_bias(0, 3)
+
+
+def test_numbers_that_cannot_be_corrected_are_refused():
+    z = gaussian(60, np.ones(16))
+    with pytest.raises(ValueError, match="positive and finite"):
+        resample(z).estimate(lambda sigma: 0.0)
+    with pytest.raises(ValueError, match="take more clips"):
+        resample(z).estimate(lambda sigma: float(sigma[-1]) ** -9)

@@ -23,10 +23,19 @@ from rankscale.spectra.ranks import (
     rankme,
     stable_rank,
 )
-from rankscale.spectra.sample import RankEstimate, Resampled, rankme_corrected, resample, sample_bias
+from rankscale.spectra.sample import (
+    FEWEST_PER_DIMENSION,
+    RankEstimate,
+    Resampled,
+    deal,
+    rankme_corrected,
+    resample,
+    sample_bias,
+)
 
 __all__ = [
     "DEFAULT_EPS",
+    "FEWEST_PER_DIMENSION",
     "LayerSpectra",
     "PowerLawDecay",
     "PowerLawTail",
@@ -38,6 +47,7 @@ __all__ = [
     "alpha_req",
     "coherence",
     "condition_number",
+    "deal",
     "effective_rank",
     "effective_rank_squared",
     "lidar",

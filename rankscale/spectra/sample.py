@@ -64,12 +64,18 @@ class Resampled:
         number: singular values -> a positive float. With g groups and f(x) = x^3, f(value) = g f(all clips) - (g - 1)
         mean f(all but group j) cancels a bias in 1 / n_clip (Quenouille 1956); the spread of ln(all but group j) gives
         the standard error (Shao & Wu 1989), and a t distribution with g - 1 degrees of freedom the interval.
+        Raises ValueError for a number that is not positive and finite, or that hangs on too few clips to be corrected.
         """
         groups = len(self.left_out)
         raw = number(self.full)
-        shares = np.array([number(sigma) for sigma in self.left_out]) / raw
+        parts = np.array([number(sigma) for sigma in self.left_out])
+        if not (np.isfinite([raw, *parts]).all() and min(raw, *parts) > 0):
+            raise ValueError("a number must be positive and finite, with all clips and with any group left out")
+        shares = parts / raw
         cube = groups - (groups - 1) * (shares**LINEAR_POWER).mean()
-        value = raw * max(cube, 0) ** (1 / LINEAR_POWER)
+        if cube <= 0:
+            raise ValueError(f"leaving clips out moves the number {raw:.4g} too much for a correction: take more clips")
+        value = raw * cube ** (1 / LINEAR_POWER)
         error = math.sqrt((groups - 1) * np.log(shares).var())
         reach = math.exp(stats.t.ppf((1 + level) / 2, groups - 1) * error)
         return RankEstimate(raw, value, value / reach, value * reach, error, level, self.n_clip, self.dim)
@@ -86,7 +92,7 @@ def resample(
     Raises ValueError as `spectrum` does, and for fewer clusters than groups.
     """
     z = check_shape(z)
-    member = _deal(len(z), groups, seed, clusters)
+    member = deal(len(z), groups, seed, clusters)
     dim = z.shape[1]
     device = z.device if isinstance(z, Tensor) else torch.device("cpu")
     parts = [SpectrumAccumulator(dim, device=device) for _ in range(groups)]
@@ -100,8 +106,8 @@ def resample(
     return Resampled(spectrum(z, center), tuple(left_out), len(z), dim)
 
 
-def _deal(n_clip: int, groups: int, seed: int, clusters: np.ndarray | None) -> np.ndarray:
-    """The group of every clip: clusters in random order, dealt like cards."""
+def deal(n_clip: int, groups: int, seed: int, clusters: np.ndarray | None) -> np.ndarray:
+    """The group of every clip, (n_clip,) from 0: clusters in random order, dealt like cards. See `resample`."""
     labels = np.arange(n_clip) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
     if len(labels) != n_clip:
         raise ValueError(f"clusters has {len(labels)} labels for {n_clip} clips")
