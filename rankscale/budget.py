@@ -3,7 +3,8 @@
 The counting rule. A multiply-add is 2 FLOP. Counted are the matrix products that are really done: linear
 layers and the two products of attention, on kept tokens in the encoder, on all tokens in the decoder, and
 on masked tokens in its head and in what its last block computes from keys and values on. Not counted: the
-Mel spectrogram, norms, softmax, GELU, the optimiser. The backward pass is twice the forward pass. Every parameter counts, positions and normalisation included.
+Mel spectrogram, norms, softmax, GELU, the optimiser. The backward pass is twice the forward pass. Every
+parameter counts, positions and normalisation included.
 """
 
 from __future__ import annotations

@@ -137,8 +137,8 @@ def alpha_req(z: Embeddings, fit_range: tuple[int, int] = (11, 100), center: boo
 
     fit_range: first and last rank used (from 1, inclusive), cut to the ranks that are there and above 1e-6 of the
     largest singular value. The standard error takes the residuals as independent, which neighbouring eigenvalues are
-    not: read it as a lower bound. Centred by default. Blind to everything outside the range, to the scale of the spectrum
-    and to the dimension. Its authors look for an alpha near 1, not for the smallest.
+    not: read it as a lower bound. Centred by default. Blind to everything outside the range, to the scale of the
+    spectrum and to the dimension. Its authors look for an alpha near 1, not for the smallest.
     Raises ValueError where fewer than 20 ranks are left. Source: Agrawal et al. 2022 (alpha-ReQ).
     """
     sigma = singular_values(z, center, usual=True).numpy()

@@ -138,7 +138,9 @@ def rankme_corrected(
     Measured on n_clip clips, ln RankMe falls short of its population value by about dim / (8 n_clip). The
     jackknife estimates that from the data: flat and power-law spectra are recovered within 1 % on average from two
     clips a dimension on, where the raw number is 8 % low. The interval covers the choice of clips, not that of a
-    training seed.
+    training seed. In trials with known populations intervals of 95 % covered it in 89 to 99 of 100 samples from four
+    clips a dimension on; at two, 96 for a steep spectrum and 58 for a flat one, where what is left of the bias (0.8 %)
+    is more than the interval.
     Raises ValueError below n_clip / dim = 2, and as `resample` does.
     """
     n_clip, dim = check_shape(z).shape
