@@ -68,7 +68,10 @@ class RunConfig(BaseModel):
     batch: Count = 64
     lr: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of the steps
+    schedule: Literal["cosine", "branch"] = "cosine"  # "branch": constant rate, then a short decay at the end
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1  # share of the steps, of "cosine"
+    warmup_steps: Count = 200  # of "branch", whatever the number of steps, so that branches share a trunk
+    decay: Fraction = 0.2  # share of the steps, of "branch": the rate falls to zero
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0  # initialisation, data order and masks
@@ -134,7 +137,8 @@ class RunConfig(BaseModel):
     def untrained(self) -> RunConfig:
         """The run with the same encoder and measurements and no training: the floor that training must beat."""
         training = ("decoder_width", "decoder_depth", "mask_ratio", "mask_group", "batch", "lr", "weight_decay",
-                    "warmup", "grad_clip", "precision", "checkpoints", "attempt")  # fmt: skip
+                    "schedule", "warmup", "warmup_steps", "decay", "grad_clip", "precision", "checkpoints",
+                    "attempt")  # fmt: skip
         defaults = {name: type(self).model_fields[name].default for name in training}
         return self.replace(steps=0, **defaults)
 

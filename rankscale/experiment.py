@@ -48,6 +48,11 @@ class Places:
     def work(self, config: RunConfig) -> Path:
         return self.root / "work" / config.hash
 
+    @property
+    def trunks(self) -> Path:
+        """Common beginnings of runs with schedule "branch"."""
+        return self.root / "trunks"
+
     def encoder(self, config: RunConfig) -> Path:
         return self.root / "encoders" / f"{config.hash}.pt"
 
@@ -89,7 +94,7 @@ def _run(config, corpus, suites, places, device, progress, floors: dict[str, Sco
     path = records.record_path(places.records, config)
     if path.exists():
         return records.read_record(path)
-    trained = pretrain(config, corpus, places.work(config), device, progress=progress)
+    trained = pretrain(config, corpus, places.work(config), device, progress=progress, trunks=places.trunks)
     started = time.monotonic()
     if floors is None:
         floors = {

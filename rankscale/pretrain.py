@@ -2,6 +2,10 @@
 
 Everything random is a pure function of the seed and the step, so that a run which was killed goes on from its last
 checkpoint and ends where an undisturbed one does.
+
+With schedule "branch" the rate is constant until a short decay at the end, so that runs of different lengths are the
+same until then (Hu et al. 2024; Haegele et al. 2024). Each leaves the state before its decay in a folder of trunks, and
+a longer run goes on from there: many points along training for little more than the longest one.
 """
 
 from __future__ import annotations
@@ -85,8 +89,27 @@ def pick_device(device: str = "auto") -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
+def trunk_end(config: RunConfig) -> int:
+    """The step at which the decay of a "branch" run begins."""
+    return config.steps - max(1, round(config.decay * config.steps))
+
+
+def trunk_hash(config: RunConfig) -> str:
+    """What "branch" runs have in common that differ only in their number of steps and the share of decay."""
+    free = ("decay", "checkpoints", "task_clips", "attempt")
+    return config.replace(steps=1, **{name: RunConfig.model_fields[name].default for name in free}).hash
+
+
 def learning_rate(step: int, config: RunConfig) -> float:
-    """Linear warm-up over the first share of the steps, then half a cosine to zero at the last."""
+    """The rate of a step.
+
+    "cosine": linear warm-up over the first share of the steps, then half a cosine to zero at the last. "branch":
+    linear warm-up over `warmup_steps`, constant, and linear to zero over the last share.
+    """
+    if config.schedule == "branch":
+        begin = trunk_end(config)
+        falling = 1.0 if step < begin else (config.steps - step) / (config.steps - begin)
+        return config.lr * min(1.0, (step + 1) / config.warmup_steps) * falling
     warmup = round(config.warmup * config.steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
@@ -95,7 +118,12 @@ def learning_rate(step: int, config: RunConfig) -> float:
 
 
 def history_steps(config: RunConfig) -> set[int]:
-    """Step 0, the last step, and log-spaced steps between them: `checkpoints` + 1 of them, or fewer in a short run."""
+    """Step 0, the last step, and log-spaced steps between them: `checkpoints` + 1 of them, or fewer in a short run.
+
+    Of a "branch" run: powers of two from 16 until it decays, and its end. Those of its trunk are the same for all.
+    """
+    if config.schedule == "branch":
+        return {0, config.steps} | {2**k for k in range(4, 40) if 2**k < trunk_end(config)}
     spaced = np.geomspace(max(1, config.steps / 100), max(1, config.steps), config.checkpoints)
     return {0, config.steps} | {round(step) for step in spaced if step <= config.steps}
 
@@ -113,21 +141,28 @@ def pretrain(
     device: str = "auto",
     save_every_s: float = 60.0,
     progress: bool = True,
+    trunks: Path | None = None,
 ) -> Pretrained:
     """Train the masked autoencoder of `config` on `corpus`; go on from `workdir`/checkpoint.pt if it is there.
 
-    workdir: where the checkpoint lives; a killed run loses at most `save_every_s` seconds.
+    workdir: where the checkpoint lives; a killed run loses at most `save_every_s` seconds. trunks: where runs with
+    schedule "branch" leave and look for their common beginning; the result is the same without it.
     Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration.
     """
     device = pick_device(device)
     model = initial_model(config, corpus).to(device)
     optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=True)
     checkpoint = workdir / "checkpoint.pt"
-    state = _resume(checkpoint, config, model, optimizer, device)
+    for leftover in workdir.glob(f"{checkpoint.name}.*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    trunk = _Trunk(trunks / trunk_hash(config), config) if trunks and config.schedule == "branch" else None
+    start = checkpoint if checkpoint.exists() or not trunk else trunk.nearest() or checkpoint
+    key = config.canonical() if start == checkpoint else trunk.key
+    state = _resume(start, key, model, optimizer, device)
     probe = _HistoryProbe(config, corpus, device)
     status, reason = "ok", None
     try:
-        _train(config, corpus, model, optimizer, state, probe, checkpoint, save_every_s, progress)
+        _train(config, corpus, model, optimizer, state, probe, checkpoint, trunk, save_every_s, progress)
     except Diverged as error:
         status, reason = "diverged", str(error)
     if status == "ok" and state.history[-1].rankme < COLLAPSED_RANKME:
@@ -135,7 +170,27 @@ def pretrain(
     return Pretrained(model, tuple(state.history), status, reason, state.wall_s)
 
 
-def _train(config, corpus, model, optimizer, state, probe, checkpoint, save_every_s, progress) -> None:
+@dataclass(frozen=True)
+class _Trunk:
+    """The common beginning of "branch" runs: one file for each step at which a run left it."""
+
+    folder: Path
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    def end(self) -> Path:
+        return self.folder / f"{trunk_end(self.config)}.pt"
+
+    def nearest(self) -> Path | None:
+        """The latest state that is not beyond the start of this run's decay."""
+        found = [path for path in self.folder.glob("*.pt") if int(path.stem) <= trunk_end(self.config)]
+        return max(found, key=lambda path: int(path.stem), default=None)
+
+
+def _train(config, corpus, model, optimizer, state, probe, checkpoint, trunk, save_every_s, progress) -> None:
     points = history_steps(config)
     started = saved = time.monotonic()
     wall_before = state.wall_s
@@ -145,8 +200,10 @@ def _train(config, corpus, model, optimizer, state, probe, checkpoint, save_ever
                 _note(state, probe, model, config)
             state.wall_s = wall_before + time.monotonic() - started
             done = state.step == config.steps
+            if trunk and state.step == trunk_end(config) and not trunk.end().exists():
+                _save(trunk.end(), trunk.key, model, optimizer, state)
             if done or time.monotonic() - saved >= save_every_s:
-                _save(checkpoint, config, model, optimizer, state)
+                _save(checkpoint, config.canonical(), model, optimizer, state)
                 saved = time.monotonic()
             if done:
                 return
@@ -233,9 +290,10 @@ def _show(bar: tqdm, config: RunConfig, state: TrainState) -> None:
     bar.set_postfix(shown, refresh=False)
 
 
-def _save(path: Path, config: RunConfig, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+def _save(path: Path, key: str, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    """key: what the state belongs to, a run's configuration or a trunk's hash."""
     content = {
-        "config": config.canonical(),
+        "config": key,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "state": asdict(state),
@@ -243,13 +301,11 @@ def _save(path: Path, config: RunConfig, model: MAE, optimizer: torch.optim.Opti
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def _resume(path: Path, config: RunConfig, model: MAE, optimizer: torch.optim.Optimizer, device: str) -> TrainState:
-    for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed while it wrote
-        leftover.unlink()
+def _resume(path: Path, key: str, model: MAE, optimizer: torch.optim.Optimizer, device: str) -> TrainState:
     if not path.exists():
         return TrainState()
     content = _read_checkpoint(path, device)
-    if content["config"] != config.canonical():
+    if content["config"] != key:
         raise ValueError(f"{path} belongs to another configuration; delete it or choose another folder")
     model.load_state_dict(content["model"])
     optimizer.load_state_dict(content["optimizer"])

@@ -90,6 +90,41 @@ def test_schedule_warms_up_and_ends_at_zero():
     assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
 
 
+def test_a_branch_is_constant_and_then_falls_to_zero():
+    config = toy_config(schedule="branch", warmup_steps=5, decay=0.2).replace(steps=100)
+    rates = [learning_rate(step, config) / config.lr for step in range(101)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(rates[5:81]) == {1.0}
+    assert rates[90] == pytest.approx(0.5) and rates[100] == 0
+
+
+def test_branches_of_one_trunk_are_the_runs_they_would_be_alone(corpus, tmp_path):
+    configs = [toy_config(schedule="branch", warmup_steps=5).replace(steps=steps) for steps in (25, 50, 100)]
+    alone = [run(config, corpus, tmp_path / f"alone{config.steps}") for config in configs]
+    trunks = tmp_path / "trunks"
+    shared = [run(config, corpus, tmp_path / f"shared{config.steps}", trunks=trunks) for config in configs]
+    assert sorted(int(path.stem) for path in trunks.rglob("*.pt")) == [20, 40, 80]
+    for config, one, other in zip(configs, alone, shared, strict=True):
+        assert [point.step for point in one.history] == sorted(history_steps(config))
+        assert one.history == other.history
+        assert all(torch.equal(a, b) for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_a_branch_really_starts_from_its_trunk(corpus, tmp_path, monkeypatch):
+    config = toy_config(schedule="branch", warmup_steps=5).replace(steps=50)
+    run(config, corpus, tmp_path / "a", trunks=tmp_path / "trunks")
+    seen = []
+    batch = Corpus.batch
+    monkeypatch.setattr(Corpus, "batch", lambda self, step, *rest: (seen.append(step), batch(self, step, *rest))[1])
+    run(config.replace(steps=100), corpus, tmp_path / "b", trunks=tmp_path / "trunks")
+    assert min(seen) == 40
+    seen.clear()
+    run(config.replace(steps=30), corpus, tmp_path / "c", trunks=tmp_path / "trunks")
+    assert min(seen) == 0  # the trunk at 40 is too far along
+    run(config.replace(steps=100, lr=1e-4), corpus, tmp_path / "d", trunks=tmp_path / "trunks")
+    assert seen.count(0) == 2  # another rate is another trunk
+
+
 @pytest.mark.parametrize("lr", [1e4, 1e18])
 def test_divergence_is_a_status(corpus, tmp_path, lr):
     result = run(toy_config(lr=lr, warmup=0.0, grad_clip=1e9, weight_decay=0.0), corpus, tmp_path / "work")
