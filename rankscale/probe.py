@@ -1,4 +1,4 @@
-"""How much of a task can be read from frozen embeddings: linear and kNN probes, and the scores they get.
+"""How much of a task can be read from frozen embeddings: linear, MLP and kNN probes, and the scores they get.
 
 Every probe sees features standardised by its training split, chooses its one setting on the validation split, and
 is scored once on the test split. Nothing here knows where the features come from, so that encoders, untrained
@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from scipy.special import ndtri
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -19,12 +21,15 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
 
 from rankscale.sound.tasks import Fold, Task
 
-PROBES = ("linear", "knn", "linear_rp32")
+PROBES = ("linear", "knn", "linear_rp32", "mlp")
 LINEAR_C = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularisation, on standardised features
 NEIGHBOURS = (1, 5, 20)
+MLP_EPOCHS = (5, 15, 40)  # when training may stop
+MLP_HIDDEN, MLP_DROPOUT, MLP_LR, MLP_BATCH = 256, 0.1, 2e-3, 256
 PROJECTION_DIM = 32
 PROJECTION_DRAWS = 5
 
@@ -57,6 +62,35 @@ def _knn(data: Data, neighbours: int) -> Scorer:
     if data.y.ndim == 1:
         return model.predict_proba
     return lambda x: np.stack([p[:, -1] if p.shape[1] > 1 else np.zeros(len(p)) for p in model.predict_proba(x)], 1)
+
+
+def _mlp(data: Data, epochs: int) -> Scorer:
+    """One hidden layer, trained with Adam for so many epochs; the same start and order each time."""
+    x, y = torch.as_tensor(data.x, dtype=torch.float32), _targets(data.y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Linear(x.shape[1], MLP_HIDDEN), nn.ReLU(), nn.Dropout(MLP_DROPOUT), nn.Linear(MLP_HIDDEN, y.shape[1])
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=MLP_LR)
+        loss_of = F.cross_entropy if data.y.ndim == 1 else F.binary_cross_entropy_with_logits
+        for _ in range(epochs):
+            for rows in torch.randperm(len(x)).split(MLP_BATCH):
+                optimizer.zero_grad()
+                loss_of(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    model.eval()
+
+    def score(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.as_tensor(x, dtype=torch.float32)).double().numpy()
+
+    return score
+
+
+def _targets(y: np.ndarray) -> Tensor:
+    """(n_clip, n_class) float32: labels as they are, or one-hot over the classes that occur."""
+    return torch.as_tensor(y if y.ndim == 2 else y[:, None] == np.unique(y), dtype=torch.float32)
 
 
 def _one_hot(y: np.ndarray, n_class: int) -> np.ndarray:
@@ -94,19 +128,20 @@ def _full_width(score: Scorer, classes: np.ndarray, n_class: int) -> Scorer:
     """Scores for every class of the vocabulary, also those that the training split lacks."""
 
     def widened(x: np.ndarray) -> np.ndarray:
-        wide = np.zeros((len(x), n_class))
-        wide[:, classes] = score(x)
+        scores = score(x)
+        wide = np.full((len(x), n_class), scores.min(initial=0.0))  # logits may be negative: absent classes come last
+        wide[:, classes] = scores
         return wide
 
     return widened
 
 
 def fit_probe(kind: str, train: Data, valid: Data, n_class: int, metric: str) -> Scorer:
-    """Train the probe `kind` ("linear" or "knn") at each of its settings and keep the best on the validation split.
+    """Train the probe `kind` (linear, knn, mlp) at each of its settings and keep the best on the validation split.
 
-    Ties go to the stronger regularisation (linear) or the fewer neighbours (kNN).
+    Ties go to the stronger regularisation (linear), the fewer neighbours (kNN) or the fewer epochs (MLP).
     """
-    fit, settings = {"linear": (_linear, LINEAR_C), "knn": (_knn, NEIGHBOURS)}[kind]
+    fit, settings = {"linear": (_linear, LINEAR_C), "knn": (_knn, NEIGHBOURS), "mlp": (_mlp, MLP_EPOCHS)}[kind]
     best, best_score = None, -np.inf
     for setting in settings:
         scorer = fit(train, setting)
@@ -149,8 +184,9 @@ def probe_task(task: Task, features: Features, probe: str = "linear") -> dict[st
     """Score one scene task from frozen features, averaged over its folds (and over draws of the projection).
 
     features: split name -> (n_clip, dim), rows in the order of the split's labels.
-    probe: "linear" (multinomial logistic regression), "knn" (cosine), or "linear_rp32" (linear on random
-    projections to 32 dimensions, 5 draws), which tells more features from better features.
+    probe: "linear" (multinomial logistic regression), "knn" (cosine), "mlp" (one hidden layer of 256, after HEAR's
+    shallow probe), or "linear_rp32" (linear on random projections to 32 dimensions, 5 draws), which tells more features
+    from better features.
     Returns the metrics of `metrics`, `chance`, and `score` = (main metric - chance) / (1 - chance), which is
     negative below chance. Raises ValueError for features that do not fit the labels or are not finite.
     """
@@ -158,7 +194,7 @@ def probe_task(task: Task, features: Features, probe: str = "linear") -> dict[st
         raise ValueError(f"probe {probe!r}: choose one of {', '.join(PROBES)}")
     check_features(task, features)
     dim = next(iter(features.values())).shape[1]
-    kind = "knn" if probe == "knn" else "linear"
+    kind = probe.removesuffix("_rp32")
     projections = random_projections(dim) if probe == "linear_rp32" else [None]
     rows = [_fold_metrics(task, features, fold, kind, p) for fold in task.folds for p in projections]
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

@@ -28,7 +28,7 @@ def test_a_record_is_complete_and_validates(synthetic):
     assert record.rank.n_clip == config.rank_clips
     assert 1 < record.rank.rankme <= config.width
     assert record.rank.rankme == pytest.approx(record.history[-1].rankme, rel=1e-6)
-    assert set(record.scores) == {"linear", "knn", "linear_rp32"}
+    assert set(record.scores) == {"linear", "knn", "linear_rp32", "mlp"}
     assert set(record.floors) == {"logmel_mean", "logmel_meanstd", "untrained"}
     assert set(record.quality["linear"]) == {"synthetic"}
     assert record.budget.train_flop > 0

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import norm
 
-from rankscale.probe import check_features, main_metric, metrics, probe_task, quality, random_projections
+from rankscale.probe import PROBES, check_features, main_metric, metrics, probe_task, quality, random_projections
 from rankscale.sound.tasks import TRAIN_VALID_TEST, Split, Task, kfold
 
 
@@ -23,7 +24,7 @@ def toy(separation, n=200, n_class=4, dim=10, seed=0, splits=("train", "valid", 
     return make_task(labels, n_class=n_class, folds=folds), features
 
 
-@pytest.mark.parametrize("probe", ["linear", "knn", "linear_rp32"])
+@pytest.mark.parametrize("probe", PROBES)
 def test_separable_classes_score_one_and_noise_scores_zero(probe):
     task, features = toy(separation=30)
     assert probe_task(task, features, probe)["score"] > 0.99
@@ -43,6 +44,25 @@ def test_linear_probe_ignores_an_invertible_map_but_knn_need_not():
     task, features = toy(separation=3)
     stretched = {split: x * np.geomspace(1, 1e3, x.shape[1]) + 7 for split, x in features.items()}
     assert probe_task(task, stretched)["score"] == pytest.approx(probe_task(task, features)["score"], abs=0.01)
+
+
+def test_mlp_sees_what_no_line_can():
+    """Two classes by the sign of a product: each number alone, and any line, tells nothing."""
+    rng = np.random.default_rng(0)
+    features = {split: rng.normal(size=(1500, 2)) for split in ("train", "valid", "test")}
+    task = make_task({split: (x[:, 0] * x[:, 1] > 0).astype(int) for split, x in features.items()}, n_class=2)
+    assert probe_task(task, features, "mlp")["score"] > 0.85
+    assert probe_task(task, features, "linear")["score"] < 0.4
+
+
+def test_mlp_gives_the_same_score_again_and_leaves_the_generator_alone():
+    task, features = toy(separation=2)
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = probe_task(task, features, "mlp")
+    assert torch.rand(1) == expected
+    assert probe_task(task, features, "mlp") == first
 
 
 def test_folds_are_averaged():
@@ -70,7 +90,7 @@ def test_multilabel_scores_by_average_precision():
         s: np.hstack([y + 0.1 * rng.normal(size=y.shape), rng.normal(size=(300, 5))]) for s, y in labels.items()
     }
     task = make_task(labels, "multilabel", n_class=3)
-    for probe in ("linear", "knn"):
+    for probe in ("linear", "knn", "mlp"):
         result = probe_task(task, features, probe)
         assert main_metric(task) == "mAP"
         assert result["mAP"] > 0.97
