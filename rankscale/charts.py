@@ -536,9 +536,9 @@ def sample_size_chart(measured: pd.DataFrame, theory: pd.DataFrame, title: str =
     y = alt.Y("share:Q", title="measured / true RankMe", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
     dash = alt.StrokeDash("line:N", scale=lines, title=None, legend=alt.Legend(symbolStrokeColor=INK))
     drawn = alt.Chart(theory.round(5)).mark_line(color=INK).encode(x=x, y=y, strokeDash=dash)
-    base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", scale=order))
+    base = alt.Chart(near).encode(x=x, color=alt.Color("spectrum:N", scale=order, title=None))
     spread = base.mark_rule(strokeWidth=2).encode(y="low:Q", y2="high:Q")
-    shape = alt.Shape("spectrum:N", scale=order)
+    shape = alt.Shape("spectrum:N", scale=order, title=None)
     dots = base.mark_point(size=70, opacity=1).encode(y=y, shape=shape, tooltip=list(near.columns))
     return alt.layer(drawn, spread, dots).properties(title=title, width=WIDTH, height=WIDTH // 2)
 
@@ -558,14 +558,14 @@ def decays_chart(spectra: Mapping[str, Sequence[float]], fit_range: tuple[int, i
     order = alt.Scale(domain=list(spectra))
     legend = alt.Legend(columns=2, title=None)
     x = alt.X("index:Q", title="index i of the eigenvalue", scale=alt.Scale(type="log", nice=False))
-    y = alt.Y("share:Q", title="eigenvalue / largest", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g"))
+    y = alt.Y("share:Q", title="eigenvalue / largest", scale=alt.Scale(type="log", nice=False))
     tooltip = ["embedding:N", "index:Q", alt.Tooltip("share:Q", format=".3g")]
     lines = (
         alt.Chart(table)
         .mark_line()
         .encode(
             x=x.axis(tickCount=6, format="d"),
-            y=y,
+            y=y.axis(tickCount=4, format="~g"),
             color=alt.Color("embedding:N", scale=order, legend=legend),
             strokeDash=alt.StrokeDash("embedding:N", scale=order, legend=legend),
             tooltip=tooltip,
