@@ -18,7 +18,7 @@ import rankscale
 DATA_FLOW = (
     "config", "storage", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
     "sound.synthetic_tasks", "mel", "corpus", "mae",
-    "embed", "spectra", "probe", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
+    "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
     "planner", "charts", "report", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
