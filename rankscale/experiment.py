@@ -20,8 +20,9 @@ from rankscale.budget import budget
 from rankscale.config import RunConfig
 from rankscale.corpus import Corpus, MelBlocks, build_corpus, source_digest
 from rankscale.embed import Embed, embed_all, encoder_embedding, logmel_embedding
+from rankscale.league import league
 from rankscale.mae import save_encoder
-from rankscale.pretrain import Pretrained, pick_device, pretrain
+from rankscale.pretrain import Pretrained, initial_model, pick_device, pretrain
 from rankscale.probe import PROBES, probe_task, quality
 from rankscale.records import Rank, RunRecord, Scores
 from rankscale.sound.synthetic_tasks import frozen_tasks
@@ -129,7 +130,7 @@ def _run(config, corpus, suites, places, device, progress, floors: dict[str, Sco
 def _measure(
     config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], places: Places, progress: bool
 ) -> dict[str, Any]:
-    """Rank and scores of a finished encoder, as fields of its record."""
+    """Rank, league and scores of a finished encoder, as fields of its record."""
     embed = encoder_embedding(trained.model.encoder, config.pool)
     scores = score_all(suites, embed, places.cache, config.encoder, progress)
     return {
@@ -137,7 +138,19 @@ def _measure(
         "rank_train": measure_rank(embed, corpus, corpus.unique_train_rows(config.rank_clips), "train", config),
         "scores": scores,
         "quality": suite_quality(scores, suites),
+        **_measure_league(embed, config, trained, corpus),
     }
+
+
+def _measure_league(embed: Embed, config: RunConfig, trained: Pretrained, corpus: Corpus) -> dict[str, Any]:
+    """The label-free numbers beside RankMe, on held-out clips in an order that mixes their sources."""
+    embed_init = None
+    if config.steps:
+        initial = initial_model(config, corpus).encoder.to(next(trained.model.parameters()).device)
+        embed_init = encoder_embedding(initial, config.pool)
+    rows = np.random.default_rng(3).permutation(corpus.heldout_rows)
+    result = league(embed, embed_init, corpus.store.blocks(rows))
+    return {"league": result.values, "league_missing": result.missing, "league_version": result.version}
 
 
 def logmel_floors() -> dict[str, Embed]:

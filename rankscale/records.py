@@ -69,6 +69,9 @@ class RunRecord(_Part):
     history: list[HistoryPoint] = []
     rank: Rank | None = None
     rank_train: Rank | None = None
+    league: dict[str, float | None] = {}  # label-free numbers on held-out clips, by the names in `league.NUMBERS`
+    league_missing: dict[str, str] = {}  # number -> why it is None
+    league_version: str | None = None  # None: made before there was a league
     scores: Scores = {}
     quality: dict[str, dict[str, float]] = {}  # probe -> suite ("synthetic", "real") -> Q
     floors: dict[str, Scores] = {}  # floor -> as scores
@@ -140,7 +143,10 @@ def read_records(folder: Path) -> list[RunRecord]:
 
 
 def runs_table(folder: Path) -> pd.DataFrame:
-    """One row a run: configuration, status, budget, rank numbers, Q by probe and suite (`q_linear_synthetic`, ...)."""
+    """One row a run: configuration, status, budget, rank numbers, Q by probe and suite (`q_linear_synthetic`, ...).
+
+    Columns `league_...` hold the numbers of the room `league`, NaN where a record has none.
+    """
     return pd.DataFrame([_row(record) for record in read_records(folder)])
 
 
@@ -155,6 +161,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         )
         row |= numbers | {"alpha": record.rank.alpha_req.alpha if record.rank.alpha_req else None}
     row["rankme_train"] = record.rank_train.rankme if record.rank_train else None
+    row |= {f"league_{name}": value for name, value in record.league.items()}
     if record.history:
         row |= {"train_loss": record.history[-1].train_loss, "heldout_loss": record.history[-1].heldout_loss}
     for probe, suites in record.quality.items():

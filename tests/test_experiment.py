@@ -9,6 +9,7 @@ from rankscale import corpus, records
 from rankscale.config import profile
 from rankscale.corpus import HELDOUT_START, build_corpus
 from rankscale.experiment import Places, run
+from rankscale.league import LEAGUE_VERSION, NUMBERS
 from rankscale.mae import load_encoder
 from rankscale.sound import files
 from rankscale.sound.tasks import find_tasks, read_task, training_files
@@ -32,6 +33,20 @@ def test_a_record_is_complete_and_validates(synthetic):
     assert set(record.floors) == {"logmel_mean", "logmel_meanstd", "untrained"}
     assert set(record.quality["linear"]) == {"synthetic"}
     assert record.budget.train_flop > 0
+
+
+def test_a_record_has_the_league_of_its_run_and_of_its_untrained_encoder(synthetic):
+    config, places, record = synthetic
+    floor = records.read_record(records.record_path(places.records, config.untrained()))
+    for each in (record, floor):
+        assert set(each.league) == set(NUMBERS)
+        assert each.league_missing == {}
+        assert each.league_version == LEAGUE_VERSION
+        assert each.league["rankme"] == pytest.approx(each.rank.rankme, rel=1e-5)  # the same clips, fewer than 3072
+    assert floor.league["cka_init"] == pytest.approx(1)
+    assert 0 < record.league["cka_init"] < 1
+    gain = np.log(record.rank.rankme / floor.rank.rankme)
+    assert record.league["rankme_log_gain"] == pytest.approx(gain, rel=1e-4)  # its initialisation is that encoder
 
 
 def test_quality_is_the_mean_of_the_task_scores(synthetic):
@@ -64,6 +79,7 @@ def test_the_table_of_runs_has_a_row_a_run(synthetic):
     assert len(table) == 2
     row = table.loc[config.hash]
     assert row["rankme"] == record.rank.rankme
+    assert row["league_pseudo_probe"] == record.league["pseudo_probe"]
     assert row["q_linear_synthetic"] == record.quality["linear"]["synthetic"]
     assert (row["width"], row["depth"]) == (32, 1)
 
@@ -103,6 +119,7 @@ def test_a_diverged_run_is_a_record(tmp_path):
     assert "try a lower lr" in record.reason
     assert record.rank is None
     assert record.quality == {}
+    assert (record.league, record.league_version) == ({}, None)
 
 
 @pytest.mark.real_audio
