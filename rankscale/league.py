@@ -1,8 +1,18 @@
 """The league of label-free numbers: what might predict the quality of an encoder, frozen before any result was seen.
 
-All numbers come from held-out log-Mel clips and two functions, the encoder's embedding and that of its untrained
-self. No label and no score of a task enters: definitions and constants were chosen by reasoning and on constructed
-embeddings. Whoever changes one of them gives `LEAGUE_VERSION` another value.
+All numbers come from held-out log-Mel clips and two functions: the encoder's embedding (z) and that of its untrained
+self. No label and no score of a task enters. Which kinds of numbers to take was suggested by a pilot on other runs,
+whose tasks were known; their definitions and constants were chosen by reasoning and on constructed embeddings. Whoever
+changes one of them gives `LEAGUE_VERSION` another value.
+
+Of z alone, as `spectra` defines them: rankme, rankme_centred, effective_rank_squared, alpha_req, stable_rank,
+participation_ratio, nesum, self_cluster, uniformity (of the first 2048 clips); and rankme_standardised, coding_rate,
+two_nn.
+Beside the initialisation: cka_init, rankme_log_gain.
+Beside another hearing of a clip: lidar, of 8 views (`augment`) of each of 512 clips, with the constants of `spectra`.
+Beside the sound: logmel_from_z, z_from_logmel; and probe_modulation, probe_quarters, probe_quefrency,
+probe_random_conv, the R2 from z to four families of acoustic targets, with their mean, pseudo_probe.
+All depend on how many clips there are: compare runs that were measured on equally many.
 """
 
 from __future__ import annotations
@@ -49,6 +59,7 @@ MODULATION_FLOOR = 1e-2  # dB^2: above what float16 rounds, below what is heard
 BAND_GROUPS = 8  # of neighbouring Mel bands
 QUEFRENCIES = 16  # orders 1 to 16
 CONV_SCALES, CONV_FILTERS, CONV_SIZE = (1, 2, 4), 16, 5  # filters a scale, each 5 x 5
+CONV_CLIPS = 8  # filtered at once: sixteen filters make sixteen times the memory
 
 
 @dataclass(frozen=True)
@@ -266,6 +277,10 @@ def random_conv(mel: Tensor) -> Tensor:
     Blind to the level, and to where and when. Source: random convolution kernels, Rahimi & Recht 2007; Dempster et al.
     2020.
     """
+    return torch.cat([_convolve(part) for part in mel.split(CONV_CLIPS)])
+
+
+def _convolve(mel: Tensor) -> Tensor:
     x = (mel - mel.mean(dim=(1, 2), keepdim=True))[:, None] / 10
     features = []
     for scale, (weight, bias) in zip(CONV_SCALES, _random_filters(), strict=True):
@@ -394,7 +409,8 @@ def pseudo_probe(seen: Seen) -> float:
     """Mean over the four families of targets of the cross-fitted ridge R2 from z (`ridge_r2`), families alike.
 
     At most 1; negative values are kept. A guess at a linear probe's score without labels: blind to whatever none of
-    the four families speaks of, and partial to encoders of acoustic detail rather than of meaning.
+    the four families speaks of, and partial to encoders of acoustic detail rather than of meaning; quefrency is a linear
+    map of the average spectrum, so that a plain spectrogram has all of that quarter.
     """
     return float(np.mean([seen.read_from_z[name] for name in TARGETS]))
 
