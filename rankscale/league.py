@@ -409,8 +409,8 @@ def pseudo_probe(seen: Seen) -> float:
     """Mean over the four families of targets of the cross-fitted ridge R2 from z (`ridge_r2`), families alike.
 
     At most 1; negative values are kept. A guess at a linear probe's score without labels: blind to whatever none of
-    the four families speaks of, and partial to encoders of acoustic detail rather than of meaning; quefrency is a linear
-    map of the average spectrum, so that a plain spectrogram has all of that quarter.
+    the four families speaks of, and partial to encoders of acoustic detail rather than of meaning. Quefrency is a
+    linear map of the average spectrum, so that a plain spectrogram has all of that quarter.
     """
     return float(np.mean([seen.read_from_z[name] for name in TARGETS]))
 
