@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from rankscale import __version__
 from rankscale.config import RunConfig, profile
 
+EXECUTORS = ("processes", "in-process", "ray")
+
 if TYPE_CHECKING:
     from rankscale.report import RankReport
 
@@ -147,11 +149,39 @@ def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, 
     click.echo(experiment.describe(record))
     click.echo(f"record: {_short(records.record_path(places.records, config).resolve())}")
     if publish:
-        for each in {config, config.untrained()}:
-            kept = records.write_record(
-                records.read_record(records.record_path(places.records, each)), Path("data/runs")
-            )
+        for kept in records.publish({config, config.untrained()}, places.records, Path("data/runs")):
             click.echo(f"published: {kept}")
+
+
+@main.command()
+@click.argument("spec", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--dry-run", is_flag=True, help="show runs, cost and expected time, and stop")
+@click.option(
+    "--out", default="runs", show_default=True, type=click.Path(path_type=Path), help="records, encoders, caches, logs"
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--workers", type=click.IntRange(1), help="runs at once  [default: one a GPU, or one a core]")
+@click.option(
+    "--executor", type=click.Choice(EXECUTORS), default=EXECUTORS[0], show_default=True, help="who makes runs"
+)
+@click.option("--address", help="of a Ray cluster  [default: one of its own on this machine]")
+@click.option("--save-every", "save_every_s", default=60.0, show_default=True, help="seconds between checkpoints")
+@click.option("--publish", is_flag=True, help="also copy the records to data/runs/, where chapters read them")
+def sweep(spec: Path, dry_run: bool, publish: bool, **options: Any) -> None:
+    """Make every run that the file SPEC names and that has no record yet.
+
+    SPEC is YAML: a profile, settings that all runs share, and blocks of runs, each with seeds, a grid of values, or a
+    list of runs; data/sweeps/smoke.yaml is an example. A run that is in several blocks is made once. The same command
+    goes on where a killed one stopped. Failed runs are kept with their reason and not tried again unless `attempt` is
+    raised in SPEC. The exit status is 1 where a run has no result, 130 after Ctrl-C.
+    """
+    from rankscale import sweep as sweeps
+
+    sys.exit(
+        sweeps.carry_out(
+            spec, dry_run=dry_run, publish_to=Path("data/runs") if publish else None, say=click.echo, **options
+        )
+    )
 
 
 @main.command()

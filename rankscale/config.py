@@ -137,8 +137,7 @@ class RunConfig(BaseModel):
     def untrained(self) -> RunConfig:
         """The run with the same encoder and measurements and no training: the floor that training must beat."""
         training = ("decoder_width", "decoder_depth", "mask_ratio", "mask_group", "batch", "lr", "weight_decay",
-                    "schedule", "warmup", "warmup_steps", "decay", "grad_clip", "precision", "checkpoints",
-                    "attempt")  # fmt: skip
+                    "schedule", "warmup", "warmup_steps", "decay", "grad_clip", "precision", "checkpoints")  # fmt: skip
         defaults = {name: type(self).model_fields[name].default for name in training}
         return self.replace(steps=0, **defaults)
 

@@ -159,13 +159,18 @@ def _count(shard: Path) -> int:
 
 def _prepare_synth(first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool) -> list[Path]:
     """Shards with synthetic clips first .. first + n (the last one may hold more)."""
-    folder = cache / f"synth-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
+    folder = synth_folder(config, cache)
     starts = range(first, first + n, SHARD)
     paths = [folder / f"{start}.npy" for start in starts]
     missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
     make = partial(_write_synth_shard, seed=config.corpus_seed, clip_s=config.clip_s, frames=config.frames)
     _for_each(make, missing, workers, "synthetic clips" if progress else None)
     return paths
+
+
+def synth_folder(config: RunConfig, cache: Path = CACHE) -> Path:
+    """Where a configuration's synthetic clips are kept, in shards: the same for any number of clips."""
+    return cache / f"synth-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
 
 
 def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from rankscale.probe import PROBES, probe_task, quality
 from rankscale.records import Rank, RunRecord, Scores
 from rankscale.sound.synthetic_tasks import frozen_tasks
 from rankscale.sound.tasks import Task, find_tasks, read_task
-from rankscale.storage import write_atomically
+from rankscale.storage import hold_lock, write_atomically
 
 PROBE_DIGEST = source_digest(probe_room.__file__)
 
@@ -48,6 +50,10 @@ class Places:
 
     def work(self, config: RunConfig) -> Path:
         return self.root / "work" / config.hash
+
+    def lock(self, config: RunConfig) -> Path:
+        """Held by the process that makes this run, see `storage.hold_lock`."""
+        return self.root / "work" / f"{config.hash}.lock"
 
     @property
     def trunks(self) -> Path:
@@ -72,30 +78,47 @@ class Suite:
 
 
 def run(
-    config: RunConfig, places: Places = Places(), device: str = "auto", workers: int = 1, progress: bool = True
+    config: RunConfig,
+    places: Places = Places(),
+    device: str = "auto",
+    workers: int = 1,
+    progress: bool = True,
+    save_every_s: float = 60.0,
 ) -> RunRecord:
     """The record of a configuration: read if it is there, else made, with that of its untrained encoder.
 
-    A run that diverges or collapses gives a record with that status. Interrupted runs go on from their checkpoint.
+    A run that diverges or collapses gives a record with that status. Interrupted runs go on from their checkpoint,
+    which is written every `save_every_s` seconds. Processes that ask for one run at once make it once.
+    Raises ValueError where the untrained encoder's own record is one of a failure.
     """
     path = records.record_path(places.records, config)
     if path.exists():
         return records.read_record(path)
-    corpus = build_corpus(config, places.cache, workers, progress)
-    suites = load_suites(config, places.cache, progress)
-    untrained = config.untrained()
-    if untrained != config:
-        floor = _run(untrained, corpus, suites, places, device, progress, floors=None)
-        floors = floor.floors | {"untrained": floor.scores}
-        return _run(config, corpus, suites, places, device, progress, floors)
-    return _run(config, corpus, suites, places, device, progress, floors=None)
+    with hold_lock(places.lock(config)):
+        corpus = build_corpus(config, places.cache, workers, progress)
+        suites = load_suites(config, places.cache, progress)
+        make = partial(
+            _run, corpus=corpus, suites=suites, places=places, device=device, progress=progress,
+            save_every_s=save_every_s,
+        )  # fmt: skip
+        untrained = config.untrained()
+        if untrained == config:
+            return make(config, floors=None)
+        with hold_lock(places.lock(untrained)):
+            floor = make(untrained, floors=None)
+        if floor.status == "failed":
+            raise ValueError(f"its untrained encoder, run {floor.hash}, failed: {floor.reason}")
+        return make(config, floors=floor.floors | {"untrained": floor.scores})
 
 
-def _run(config, corpus, suites, places, device, progress, floors: dict[str, Scores] | None) -> RunRecord:
+def _run(
+    config: RunConfig, corpus: Corpus, suites: list[Suite], places: Places, device: str, progress: bool,
+    save_every_s: float, floors: dict[str, Scores] | None,
+) -> RunRecord:  # fmt: skip
     path = records.record_path(places.records, config)
-    if path.exists():
+    if path.exists():  # perhaps made by the process whose lock we waited for
         return records.read_record(path)
-    trained = pretrain(config, corpus, places.work(config), device, progress=progress, trunks=places.trunks)
+    trained = pretrain(config, corpus, places.work(config), device, save_every_s, progress, places.trunks)
     started = time.monotonic()
     if floors is None:
         floors = {
@@ -121,10 +144,48 @@ def _run(config, corpus, suites, places, device, progress, floors: dict[str, Sco
         ),
         **measured,
     )
-    records.write_record(record, places.records)
     save_encoder(trained.model.encoder, places.encoder(config))
+    records.write_record(record, places.records)  # last: a run with a record is never made again
     (places.work(config) / "checkpoint.pt").unlink(missing_ok=True)  # the record and the encoder are safe
     return record
+
+
+def write_failure(config: RunConfig, places: Places, device: str, error: Exception, wall_s: float) -> RunRecord:
+    """Keep that a run failed, and why: a record with status "failed", unless a record is there already."""
+    path = records.record_path(places.records, config)
+    with hold_lock(places.lock(config)):
+        if not path.exists():
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            record = RunRecord(
+                hash=config.hash,
+                config=config.portable(),
+                status="failed",
+                reason=_reason(error),
+                budget=budget(config),
+                provenance=records.provenance(pick_device(device), now, wall_s, 0.0),
+            )
+            records.write_record(record, places.records)
+    return records.read_record(path)
+
+
+def _reason(error: Exception) -> str:
+    """Class and message on one line, with files by name only: a record says nothing about one machine's disk."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    nameless = re.sub(r"(?<![\w.])/(?:[^/\s:]+/)+", "", first)
+    return f"{type(error).__name__}: {nameless}"[:300]
+
+
+def prepare(config: RunConfig, cache: Path, workers: int = 1, progress: bool = True) -> None:
+    """Make what runs share, the clips of the corpus and of synthetic tasks; check that task folders hold tasks.
+
+    Runs with the same corpus, corpus_seed and clip length share shards, whatever their number of clips.
+    Raises ValueError where a folder gives no clip or task.
+    """
+    build_corpus(config, cache, workers, progress)
+    named = [each for entry in config.tasks for each in _tasks_of(entry, config)]
+    for task, suite in tqdm(named, "tasks", disable=not progress):
+        if suite == "synthetic":  # those of folders are not kept: nothing tells us when their files change
+            _suite(task, suite, cache)
 
 
 def _measure(

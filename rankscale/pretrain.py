@@ -207,14 +207,16 @@ def _train(config, corpus, model, optimizer, state, probe, checkpoint, trunk, sa
                 saved = time.monotonic()
             if done:
                 return
-            _step(config, corpus, model, optimizer, state)
+            train_step(config, corpus, model, optimizer, state)
             bar.update()
             if bar.n % 20 == 0:
                 _show(bar, config, state)
 
 
-def _step(config: RunConfig, corpus: Corpus, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """One batch: masks, loss, gradient, clip, update."""
+def train_step(
+    config: RunConfig, corpus: Corpus, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState
+) -> None:
+    """One batch: masks, loss, gradient, clip, update. Raises Diverged on a loss that means nothing any more."""
     device = next(model.parameters()).device
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)

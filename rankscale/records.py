@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -94,10 +95,19 @@ def provenance(device: str, finished: str, train_s: float, measure_s: float) -> 
     """Describe this process: git commit, package versions, device."""
     packages = ("rankscale", "torch", "torchaudio", "numpy", "scipy", "scikit-learn")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
     return Provenance(
-        commit=_commit(), versions=versions, device=name, finished=finished, train_s=train_s, measure_s=measure_s
+        commit=_commit(),
+        versions=versions,
+        device=device_name(device),
+        finished=finished,
+        train_s=train_s,
+        measure_s=measure_s,
     )
+
+
+def device_name(device: str) -> str:
+    """The kind of a device, as it stands in records: a GPU's model, or "cpu" with the machine's architecture."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})"
 
 
 def _commit() -> str | None:
@@ -125,6 +135,15 @@ def write_record(record: RunRecord, folder: Path) -> Path:
     text = record.model_dump_json(indent=1)
     write_atomically(path, lambda p: p.write_text(text + "\n"))
     return path
+
+
+def publish(configs: Iterable[RunConfig], folder: Path, published: Path) -> list[Path]:
+    """Copy the records of these configurations from a folder to the published ones; those that are not there are left.
+
+    Raises FileExistsError where another result of a configuration has been published.
+    """
+    paths = [record_path(folder, config) for config in configs]
+    return [write_record(read_record(path), published) for path in paths if path.exists()]
 
 
 def read_record(path: Path) -> RunRecord:

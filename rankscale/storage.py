@@ -1,10 +1,12 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and locks that a killed process cannot leave behind."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +29,30 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Be the only process in this `with` block among all that name the same path; wait for it if need be.
+
+    The system frees the lock when its holder ends, however it ends. The file stays, with the last holder's number.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process is inside `hold_lock(path)` now."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
