@@ -271,8 +271,8 @@ class Expected:
     """Wall time of a run on one worker (seconds), and what each part is known from."""
 
     train_s: float
-    measure_s: float
     train_from: str
+    measure_s: float
     measure_from: str
 
     @property
@@ -288,25 +288,27 @@ def expect(planned: Sequence[Planned], shelves: Shelves, device: str = "auto") -
     """
     device = pick_device(device)
     rest = [each.config for each in planned if shelves.find(each.config) is None]
+    tasks = {config.hash: _count_tasks(config) for config in rest}  # first: a folder that is not there shows at once
     with _helper(device) as helper:
         name = device_name(device) if device == "cpu" else helper.submit(device_name, device).result()
         known = [record for record in shelves.all() if record.provenance.device == name]
         speeds = _step_times(rest, known, lambda config: helper.submit(time_step, config, device).result())
     flop_s = statistics.median([flop / step_s for flop, step_s, _ in speeds.values()] or [1e10])
     new_steps = _new_steps(planned)
-    return {config.hash: _expect(config, new_steps, speeds, flop_s, known) for config in rest}
+    measure = {config.hash: _measure_time(config, tasks[config.hash], known) for config in rest}
+    return {
+        config.hash: Expected(*_train_time(config, new_steps[config.hash], speeds, flop_s), *measure[config.hash])
+        for config in rest
+    }
 
 
-def _expect(
-    config: RunConfig, new_steps: Mapping[str, int], speeds: Speeds, flop_s: float, known: Sequence[RunRecord]
-) -> Expected:
-    measure_s, measure_from = _measure_time(config, known)
+def _train_time(config: RunConfig, steps: int, speeds: Speeds, flop_s: float) -> tuple[float, str]:
+    """Seconds of so many steps of a run and of its history, and what they are known from."""
     evaluations = len(history_steps(config)) * _evaluation_flop(config) / flop_s
     if not config.steps:
-        return Expected(evaluations, measure_s, "", measure_from)
+        return evaluations, ""
     _, step_s, source = speeds[_key(config, SHAPE)]
-    extra = evaluations if source == TIMED else 0.0  # the time of a recorded run holds them
-    return Expected(new_steps[config.hash] * step_s + extra, measure_s, source, measure_from)
+    return steps * step_s + (evaluations if source == TIMED else 0.0), source  # recorded times hold them
 
 
 def _step_times(
@@ -352,7 +354,7 @@ def _new_steps(planned: Sequence[Planned]) -> dict[str, int]:
     return steps
 
 
-def _measure_time(config: RunConfig, known: Sequence[RunRecord]) -> tuple[float, str]:
+def _measure_time(config: RunConfig, n_task: int, known: Sequence[RunRecord]) -> tuple[float, str]:
     """Seconds to rank and probe a finished encoder, and what they are known from."""
     alike = [
         record for record in known
@@ -364,7 +366,7 @@ def _measure_time(config: RunConfig, known: Sequence[RunRecord]) -> tuple[float,
             return statistics.median(found), source
     dimensions = config.width * (2 if config.pool == "meanstd" else 1)
     size = (config.task_clips or SIZES["train"]) / SIZES["train"]
-    return PROBE_S * _count_tasks(config) * size * max(0.5, dimensions / 64), ASSUMED
+    return PROBE_S * n_task * size * max(0.5, dimensions / 64), ASSUMED
 
 
 def _count_tasks(config: RunConfig) -> int:
@@ -518,6 +520,49 @@ class Processes:
             process.join()
 
 
+class RayCluster:
+    """Runs on a Ray cluster, one a CPU, or one a GPU where it has some; its machines share the folders of the runs.
+
+    address: of the cluster; without one, a cluster of `slots` workers on this machine. Needs the extra `ray`.
+    """
+
+    def __init__(self, job: Job, slots: int, address: str | None = None):
+        try:
+            import ray
+        except ImportError:
+            raise ValueError('--executor ray needs Ray: pip install "rankscale[ray]"') from None
+        self._ray, self._job = ray, job
+        ray.init(
+            address or "local", num_cpus=None if address else slots, include_dashboard=None if address else False,
+            log_to_driver=False, logging_level="error", runtime_env={"env_vars": WORKER},
+        )  # fmt: skip
+        has = ray.cluster_resources()
+        n_gpu = 0 if job.device == "cpu" else int(has.get("GPU", 0))
+        self.slots = (n_gpu or int(has["CPU"])) if address else slots
+        # A process a run, as without Ray; one that dies is reported, and gone on with by the next sweep.
+        self._make = ray.remote(num_cpus=1, num_gpus=int(n_gpu > 0), max_calls=1, max_retries=0)(_make_alone)
+        self._running: dict[Any, str] = {}
+
+    def start(self, config: RunConfig) -> None:
+        self._running[self._make.remote(config, self._job)] = config.hash
+
+    def ended(self, timeout_s: float) -> list[tuple[str, str]]:
+        done, _ = self._ray.wait(list(self._running), timeout=timeout_s)
+        return [(self._running.pop(each), self._how_it_ended(each)) for each in done]
+
+    def _how_it_ended(self, task: Any) -> str:
+        try:
+            self._ray.get(task)
+        except self._ray.exceptions.RayError as error:
+            return f"its Ray worker died ({type(error).__name__})"
+        return "its Ray worker ended"
+
+    def stop(self) -> None:
+        for task in self._running:
+            self._ray.cancel(task, force=True)
+        self._ray.shutdown()
+
+
 def _context(device: str) -> multiprocessing.context.BaseContext:
     """How workers are started: forked from a clean server that has imported the package, in milliseconds.
 
@@ -550,10 +595,15 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 
 def _work(config: RunConfig, job: Job) -> None:
-    """The life of a worker: one run, its output in the run's log."""
+    """The life of a process: one run, and an end when the sweep ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the sweep decides
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    _make_alone(config, job)
+
+
+def _make_alone(config: RunConfig, job: Job) -> None:
+    """One run in a process that has nothing else to do: one thread, its output in the run's log."""
     torch.set_num_threads(1)
     _write_output_to(job.log(config))
     if is_locked(job.places.lock(config)):
@@ -772,6 +822,8 @@ def carry_out(
 def _make_executor(kind: str, job: Job, slots: int, gpus: Sequence[str], address: str | None) -> Executor:
     if kind == "in-process":
         return InProcess(job)
+    if kind == "ray":
+        return RayCluster(job, slots, address)
     return Processes(job, slots, gpus)
 
 
@@ -851,7 +903,9 @@ def describe_whole(planned: Sequence[Planned], shelves: Shelves, expected: Mappi
         lines.append(f"  Assumed is {PROBE_S:g} s a task at 64 dimensions, in proportion to dimensions and clips.")
     if missing := missing_audio_s(rest, shelves.places.cache):
         took = duration(missing / SYNTH_RATE / workers)
-        lines.append(f"  Before that: {missing / 3600:.3g} h of synthetic audio, {took} at {SYNTH_RATE:g} x real time.")
+        lines.append(
+            f"  Before that: {missing / 3600:.3g} h of synthetic audio, {took} at {SYNTH_RATE:g} x real time a core."
+        )
     return "\n".join(lines)
 
 

@@ -15,8 +15,8 @@ PUBLISHED = sorted((Path(__file__).parents[1] / "data" / "runs").glob("*.json"))
 def test_a_published_record_is_whole(path):
     record = read_record(path)
     assert path.stem == record.hash
-    assert record.history[0].step == 0
     assert "/" not in "".join(record.config.corpus + record.config.tasks), "a record must not know a folder's place"
+    assert record.status == "failed" or record.history[0].step == 0
     if record.status == "ok":
         assert record.history[-1].step == record.config.steps
         assert 1 <= record.rank.rankme <= record.config.width
@@ -26,7 +26,7 @@ def test_a_published_record_is_whole(path):
 
 def test_the_published_floor_of_a_trained_run_is_published_too():
     records = {path.stem: read_record(path) for path in PUBLISHED}
-    trained = [record for record in records.values() if record.config.steps]
+    trained = [record for record in records.values() if record.config.steps and record.status != "failed"]
     assert trained
     for record in trained:
         assert records[record.config.untrained().hash].scores == record.floors["untrained"]

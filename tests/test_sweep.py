@@ -42,20 +42,29 @@ def spec_of(text: str, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    """Clips, and scores by the features they came from: shared by all tests, so that features that agree are cheap."""
+    folder = tmp_path_factory.mktemp("cache")
+    run = plan(read_spec(spec_of(TINY, folder)))[0].config
+    experiment.prepare(run, folder, progress=False)
+    return folder
 
 
 @pytest.fixture
-def out(tmp_path, cache):
-    """A place for runs that shares its clips, and nothing else, with those of the other tests."""
-    root = tmp_path / "runs"
-    root.mkdir()
-    for shared in plan(read_spec(spec_of(TINY, tmp_path)))[:1]:
-        experiment.prepare(shared.config, cache, progress=False)
-    (root / "cache").mkdir()
-    for path in cache.iterdir():
-        (root / "cache" / path.name).symlink_to(path)
-    return root
+def make_out(tmp_path, cache):
+    """A new folder for runs, with the common cache."""
+
+    def make(name: str) -> Path:
+        root = tmp_path / name
+        root.mkdir()
+        (root / "cache").symlink_to(cache)
+        return root
+
+    return make
+
+
+@pytest.fixture
+def out(make_out):
+    return make_out("runs")
 
 
 def do(spec: Path, out: Path, executor="in-process", **options) -> tuple[int, str]:
@@ -222,13 +231,13 @@ def test_timing_a_step_needs_no_corpus():
 # --- running ----------------------------------------------------------------------------------------------
 
 
-def test_processes_give_the_records_of_one_process_and_a_second_sweep_makes_nothing(out, tmp_path, cache):
+def test_processes_give_the_records_of_one_process_and_a_second_sweep_makes_nothing(out, tmp_path, make_out):
     path = spec_of(TINY, tmp_path)
     status, said = do(path, out, "processes", workers=2)
     assert status == 0, said
     assert re.search(r"\[\d/4\]  en64-1 seed=0  ok  RankMe [\d.]+  Q synthetic -?[\d.]+  in [\d.]+ s", said)
     assert re.search(r"^ok +4$", said, re.MULTILINE)
-    apart = tmp_path / "apart"
+    apart = make_out("apart")
     assert do(path, apart)[0] == 0
     assert results(apart) == results(out)
 
@@ -241,18 +250,31 @@ def test_processes_give_the_records_of_one_process_and_a_second_sweep_makes_noth
     assert {path: path.stat().st_mtime_ns for path in out.joinpath("records").iterdir()} == before
 
 
+STARTED: list[subprocess.Popen] = []
 LONG = TINY.replace("steps: 8", "steps: 200")
 
 
-def start(spec: Path, out: Path) -> subprocess.Popen:
+def start(spec: Path, out: Path, *more: str, workers: int = 1) -> subprocess.Popen:
     command = [sys.executable, "-m", "rankscale.cli", "sweep", str(spec), "--out", str(out), "--device", "cpu"]
-    return subprocess.Popen(
-        [*command, "--workers", "1", "--save-every", "0.02"], start_new_session=True, text=True,
+    process = subprocess.Popen(
+        [*command, "--workers", str(workers), "--save-every", "0.02", *more], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
-def wait_until(ready, process=None, seconds=60.0):
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:  # the test failed
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def wait_until(ready, process=None, seconds=120.0):
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -265,36 +287,35 @@ def step_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, weights_only=True)["state"]["step"] if checkpoint.exists() else 0
 
 
-def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_records(out, tmp_path):
-    spec = spec_of(LONG, tmp_path)
-    runs = [each.config for each in plan(read_spec(spec)) if each.floor]
-    places = Places(out)
-    first, second = (places.work(config) / "checkpoint.pt" for config in runs)
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_records(out, tmp_path, make_out):
+    spec = spec_of(LONG.replace("[en32-1, en64-1]", "[en32-1]"), tmp_path)
+    run = next(each.config for each in plan(read_spec(spec)) if each.floor)
+    checkpoint, lock = Places(out).work(run) / "checkpoint.pt", Places(out).lock(run)
 
     polite = start(spec, out)
-    wait_until(lambda: step_of(first) > 5, polite)
+    wait_until(lambda: step_of(checkpoint) > 5, polite)
     os.killpg(polite.pid, signal.SIGINT)  # as a terminal does
     said, _ = polite.communicate(timeout=30)
     assert polite.returncode == 130, said
     assert "the same command goes on" in said
-    assert re.search(r"^not started +3", said, re.MULTILINE)
-    stopped_at = step_of(first)
+    assert re.search(r"^not started +1", said, re.MULTILINE)
+    stopped_at = step_of(checkpoint)
     assert 5 < stopped_at < 200
-    assert not is_locked(places.lock(runs[0]))
+    assert not is_locked(lock)
 
     killed = start(spec, out)
-    wait_until(lambda: step_of(second) > 5, killed)
+    wait_until(lambda: step_of(checkpoint) > stopped_at, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    assert len(results(out)) == 3
-    assert "failed" not in {record["status"] for record in results(out).values()}
-    assert 5 < step_of(second) < 200
-    wait_until(lambda: not is_locked(places.lock(runs[1])))
+    wait_until(lambda: not is_locked(lock))
+    assert stopped_at < step_of(checkpoint) < 200
+    assert [record["status"] for record in results(out).values()] == ["ok"]  # of the floor
 
     status, said = do(spec, out)
     assert status == 0, said
     assert "1 interrupted" in said
-    calm = tmp_path / "calm"
+    calm = make_out("calm")
     assert do(spec, calm)[0] == 0
     assert results(calm) == results(out)
 
@@ -321,6 +342,7 @@ def test_a_worker_that_is_killed_is_no_failure_and_the_others_go_on(out, tmp_pat
     assert "1 interrupted" in said
 
 
+@pytest.mark.slow
 def test_of_two_sweeps_side_by_side_one_goes_on_when_the_other_is_killed(out, tmp_path):
     """Each run is made once; the worker of the killed sweep ends with it, and what it was at is gone on with."""
     spec = spec_of(LONG, tmp_path)
@@ -342,6 +364,26 @@ def test_of_two_sweeps_side_by_side_one_goes_on_when_the_other_is_killed(out, tm
     assert sorted(made)[:3] == [1, 1, 1]
     assert sum(made) <= 5, logs
     assert len(results(out)) == 4
+
+
+@pytest.mark.slow
+def test_a_ray_worker_that_is_killed_leaves_a_run_to_go_on_with(out, tmp_path, make_out):
+    pytest.importorskip("ray")
+    spec = spec_of(LONG, tmp_path)
+    victim = next(each.config for each in plan(read_spec(spec)) if each.floor)
+    places = Places(out)
+    process = start(spec, out, "--executor", "ray", workers=2)
+    wait_until(lambda: step_of(places.work(victim) / "checkpoint.pt") > 5, process)
+    os.kill(int(places.lock(victim).read_text()), signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert re.search(r"en32-1 seed=0  interrupted  its Ray worker died", said), said
+    assert re.search(r"^ok +3$", said, re.MULTILINE)
+    said, _ = start(spec, out, "--executor", "ray", "--save-every", "60", workers=2).communicate(timeout=120)
+    assert re.search(r"^ok +4$", said, re.MULTILINE), said
+    calm = make_out("calm")
+    assert do(spec, calm)[0] == 0
+    assert results(calm) == results(out)
 
 
 # --- failures ---------------------------------------------------------------------------------------------
