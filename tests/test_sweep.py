@@ -254,8 +254,17 @@ STARTED: list[subprocess.Popen] = []
 LONG = TINY.replace("steps: 8", "steps: 200")
 
 
+# A shell lets what it runs in the background ignore Ctrl-C, and children inherit that; a sweep at a terminal hears it.
+LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from rankscale.cli import main
+main()
+"""
+
+
 def start(spec: Path, out: Path, *more: str, workers: int = 1) -> subprocess.Popen:
-    command = [sys.executable, "-m", "rankscale.cli", "sweep", str(spec), "--out", str(out), "--device", "cpu"]
+    command = [sys.executable, "-c", LISTENING, "sweep", str(spec), "--out", str(out), "--device", "cpu"]
     process = subprocess.Popen(
         [*command, "--workers", str(workers), "--save-every", "0.02", *more], start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -296,7 +305,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_records(out, tmp
     polite = start(spec, out)
     wait_until(lambda: step_of(checkpoint) > 5, polite)
     os.killpg(polite.pid, signal.SIGINT)  # as a terminal does
-    said, _ = polite.communicate(timeout=30)
+    said, _ = polite.communicate(timeout=120)
     assert polite.returncode == 130, said
     assert "the same command goes on" in said
     assert re.search(r"^not started +1", said, re.MULTILINE)
@@ -355,7 +364,7 @@ def test_of_two_sweeps_side_by_side_one_goes_on_when_the_other_is_killed(out, tm
     sweeps = [start(spec, out) for _ in range(2)]
     wait_until(working, sweeps[0])
     os.kill(sweeps[0].pid, signal.SIGKILL)  # not its workers
-    sweeps[0].communicate(timeout=30)
+    sweeps[0].communicate(timeout=120)
     said, _ = sweeps[1].communicate(timeout=90)
     assert sweeps[1].returncode == 0, said
     assert re.search(r"^ok +4$", said, re.MULTILINE), said
