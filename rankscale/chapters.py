@@ -30,6 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rankscale.charts import ASSETS, ASSETS_URL, STATIC
 from rankscale.config import PROFILES
+from rankscale.process import environment
 
 PACKAGE = Path(__file__).parent
 WORKERS = 2  # chapters that run at once, each in a kernel of one thread
@@ -247,7 +248,7 @@ def run_chapter(
     if assets_url:
         setting |= {ASSETS: str(folder / "assets"), ASSETS_URL: assets_url}
     started = time.perf_counter()
-    with _environment(setting):
+    with environment(setting):
         try:
             notebook = papermill.execute_notebook(
                 chapter.notebook, str(output), parameters=changed, kernel_name="python3",
@@ -259,18 +260,6 @@ def run_chapter(
             raise ChapterError(f"chapters/{chapter.path.name}: the kernel died (out of memory?): {error}") from None
     _describe_run(chapter, notebook, output, time.perf_counter() - started)
     return output
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of a `with` block: a kernel inherits them."""
-    before = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _describe_run(chapter: Chapter, notebook: Any, output: Path, seconds: float) -> None:

@@ -50,6 +50,7 @@ from rankscale.pretrain import (
     trunk_hash,
 )  # fmt: skip
 from rankscale.probe import PROBES
+from rankscale.process import environment
 from rankscale.records import RunRecord, device_name, publish, read_record, read_records, record_path, write_record
 from rankscale.sound.synthetic_tasks import FROZEN, SIZES
 from rankscale.sound.tasks import find_tasks
@@ -499,7 +500,7 @@ class Processes:
         gpu = self._free.pop()
         context = _context(self._job.device)
         process = context.Process(target=_work, args=(config, self._job), name=config.hash, daemon=True)
-        with _environment(WORKER | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
+        with environment(WORKER | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})):
             process.start()
         self._running[process] = gpu
 
@@ -578,20 +579,8 @@ def _context(device: str) -> multiprocessing.context.BaseContext:
 @contextmanager
 def _helper(device: str) -> Iterator[ProcessPoolExecutor]:
     """One process like a run's, for what this one should not do: start CUDA, or time a step with many threads."""
-    with _environment(WORKER), ProcessPoolExecutor(1, _context(device), torch.set_num_threads, (1,)) as pool:
+    with environment(WORKER), ProcessPoolExecutor(1, _context(device), torch.set_num_threads, (1,)) as pool:
         yield pool
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for the time of a `with` block: processes inherit them."""
-    before = dict(os.environ)
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _work(config: RunConfig, job: Job) -> None:

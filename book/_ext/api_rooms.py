@@ -16,7 +16,7 @@ import rankscale
 
 # A module may import only from those before it.
 DATA_FLOW = (
-    "config", "storage", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
+    "config", "storage", "process", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
     "sound.synthetic_tasks", "mel", "corpus", "mae",
     "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
     "planner", "charts", "report", "widgets", "chapters", "hear", "cli",
