@@ -194,9 +194,12 @@ def _measure(
     """Rank, league and scores of a finished encoder, as fields of its record."""
     embed = encoder_embedding(trained.model.encoder, config.pool)
     scores = score_all(suites, embed, places.cache, config.encoder, progress)
+    heldout = embed_all(embed, corpus.store.blocks(corpus.heldout_rows))
+    train = embed_all(embed, corpus.store.blocks(corpus.unique_train_rows(config.rank_clips)))
+    records.write_moments(heldout, places.records, config)
     return {
-        "rank": measure_rank(embed, corpus, corpus.heldout_rows, "heldout", config),
-        "rank_train": measure_rank(embed, corpus, corpus.unique_train_rows(config.rank_clips), "train", config),
+        "rank": measure_rank(heldout, "heldout", config),
+        "rank_train": measure_rank(train, "train", config),
         "scores": scores,
         "quality": suite_quality(scores, suites),
         **_measure_league(embed, config, trained, corpus),
@@ -219,9 +222,8 @@ def logmel_floors() -> dict[str, Embed]:
     return {"logmel_mean": logmel_embedding("mean"), "logmel_meanstd": logmel_embedding("meanstd")}
 
 
-def measure_rank(embed: Embed, corpus: Corpus, rows: np.ndarray, clips: str, config: RunConfig) -> Rank | None:
-    """Spectral numbers over corpus clips; None below two clips a dimension, where they say more of n than of z."""
-    z = embed_all(embed, corpus.store.blocks(rows))
+def measure_rank(z: np.ndarray, clips: str, config: RunConfig) -> Rank | None:
+    """Spectral numbers of z (n_clip, dim); None below two clips a dimension, where they say more of n than of z."""
     n_clip, dim = z.shape
     if n_clip < 2 * dim:
         return None

@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from rankscale.config import RunConfig
 from rankscale.corpus import Corpus
 from rankscale.embed import embed_all, encoder_embedding
 from rankscale.mae import MAE, decay_groups
-from rankscale.spectra import rankme
+from rankscale.spectra import rankme, spectrum
 from rankscale.storage import write_atomically
 
 COLLAPSED_RANKME = 1.5  # raw RankMe below this: nearly one direction is left
@@ -46,6 +47,7 @@ class HistoryPoint:
     grad_norm: float | None  # before clipping
     rankme: float
     rank_clips: int
+    singular_values: list[float] | None = None  # of the embeddings that RankMe was taken of, raw; None in old records
 
 
 @dataclass
@@ -259,25 +261,33 @@ class _HistoryProbe:
             total += float(model(mel.to(self.device), generator=generator).loss) * len(mel)
         return total / len(self.loss_rows)
 
-    def rankme(self, model: MAE) -> float:
+    def spectrum(self, model: MAE) -> Tensor | None:
+        """Singular values of the embeddings, not centred; None where they are not finite."""
         z = embed_all(encoder_embedding(model.encoder, self.pool), self.corpus.store.blocks(self.rank_rows))
-        return rankme(z, self.eps) if np.isfinite(z).all() else math.nan
+        return spectrum(z) if np.isfinite(z).all() else None
 
 
 def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig) -> None:
     """Add a point to the history; a model that no longer gives finite embeddings has diverged."""
     model.eval()
-    loss, rank = probe.heldout_loss(model), probe.rankme(model)
+    loss, sigma = probe.heldout_loss(model), probe.spectrum(model)
     model.train()
-    if not math.isfinite(loss) or not math.isfinite(rank):
-        raise Diverged(
-            f"held-out loss {loss:.4g}, RankMe {rank:.4g} at step {state.step}; try a lower lr than {config.lr}"
-        )
+    if not math.isfinite(loss) or sigma is None:
+        embeddings = "" if sigma is not None else ", embeddings not finite"
+        raise Diverged(f"held-out loss {loss:.4g}{embeddings} at step {state.step}; try a lower lr than {config.lr}")
     mean = (lambda total: total / state.since) if state.since else (lambda total: None)
     lr = learning_rate(min(state.step, max(0, config.steps - 1)), config) if config.steps else 0.0
-    state.history.append(
-        HistoryPoint(state.step, lr, mean(state.loss_sum), loss, mean(state.grad_sum), rank, len(probe.rank_rows))
+    point = HistoryPoint(
+        step=state.step,
+        lr=lr,
+        train_loss=mean(state.loss_sum),
+        heldout_loss=loss,
+        grad_norm=mean(state.grad_sum),
+        rankme=rankme(sigma, probe.eps),
+        rank_clips=len(probe.rank_rows),
+        singular_values=sigma.float().tolist(),  # of float32 embeddings: more digits would say nothing
     )
+    state.history.append(point)
     state.loss_sum = state.grad_sum = 0.0
     state.since = 0
 

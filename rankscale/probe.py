@@ -7,9 +7,11 @@ encoders and log-Mel floors are measured by the same code.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,7 +47,12 @@ class Data:
     y: np.ndarray
 
 
-def _linear(data: Data, c: float) -> Scorer:
+def _linear(data: Data) -> Iterator[Scorer]:
+    """Logistic regression, strongest penalty first."""
+    return (_logistic(data, c) for c in LINEAR_C)
+
+
+def _logistic(data: Data, c: float) -> Scorer:
     model = LogisticRegression(C=c, max_iter=1000, tol=1e-4)
     if data.y.ndim == 2:
         model = OneVsRestClassifier(model)
@@ -56,7 +63,12 @@ def _linear(data: Data, c: float) -> Scorer:
         return model.fit(data.x, data.y).predict_proba
 
 
-def _knn(data: Data, neighbours: int) -> Scorer:
+def _knn(data: Data) -> Iterator[Scorer]:
+    """Votes of the nearest neighbours by cosine, fewest first."""
+    return (_neighbours(data, k) for k in NEIGHBOURS)
+
+
+def _neighbours(data: Data, neighbours: int) -> Scorer:
     model = KNeighborsClassifier(min(neighbours, len(data.x)), metric="cosine", algorithm="brute")
     model.fit(data.x, data.y)
     if data.y.ndim == 1:
@@ -64,28 +76,30 @@ def _knn(data: Data, neighbours: int) -> Scorer:
     return lambda x: np.stack([p[:, -1] if p.shape[1] > 1 else np.zeros(len(p)) for p in model.predict_proba(x)], 1)
 
 
-def _mlp(data: Data, epochs: int) -> Scorer:
-    """One hidden layer, trained with Adam for so many epochs; the same start and order each time."""
+def _mlp(data: Data) -> Iterator[Scorer]:
+    """One hidden layer, trained with Adam; as it is after each of `MLP_EPOCHS`. The same start and order each time."""
     x, y = torch.as_tensor(data.x, dtype=torch.float32), _targets(data.y)
+    loss_of = F.cross_entropy if data.y.ndim == 1 else F.binary_cross_entropy_with_logits
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Linear(x.shape[1], MLP_HIDDEN), nn.ReLU(), nn.Dropout(MLP_DROPOUT), nn.Linear(MLP_HIDDEN, y.shape[1])
         )
         optimizer = torch.optim.Adam(model.parameters(), lr=MLP_LR)
-        loss_of = F.cross_entropy if data.y.ndim == 1 else F.binary_cross_entropy_with_logits
-        for _ in range(epochs):
+        snapshots = []
+        for epoch in range(1, max(MLP_EPOCHS) + 1):
             for rows in torch.randperm(len(x)).split(MLP_BATCH):
                 optimizer.zero_grad()
                 loss_of(model(x[rows]), y[rows]).backward()
                 optimizer.step()
-    model.eval()
+            if epoch in MLP_EPOCHS:
+                snapshots.append(copy.deepcopy(model).eval())
+    yield from (partial(_logits, snapshot) for snapshot in snapshots)
 
-    def score(x: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.as_tensor(x, dtype=torch.float32)).double().numpy()
 
-    return score
+@torch.inference_mode()
+def _logits(model: nn.Module, x: np.ndarray) -> np.ndarray:
+    return model(torch.as_tensor(x, dtype=torch.float32)).double().numpy()
 
 
 def _targets(y: np.ndarray) -> Tensor:
@@ -104,19 +118,36 @@ def metrics(y: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     Returns `top1_acc` (one label a clip only), `mAP`, `aucroc` and `d_prime`, macro-averaged over the classes that
     occur in y and are not in every clip; d' = sqrt(2) * probit(AUC), with AUC kept one part in 10^6 from 0 and 1.
     """
-    truth = _one_hot(y, scores.shape[1])
-    both = truth.any(axis=0) & ~truth.all(axis=0)
-    if not both.any():
-        raise ValueError("no class occurs in some test clips and is missing from others: nothing can be scored")
-    auc = np.array([roc_auc_score(truth[:, k], scores[:, k]) for k in np.flatnonzero(both)])
+    truth, scored = _scorable(y, scores)
+    auc = np.array([roc_auc_score(truth[:, k], scored[:, k]) for k in range(truth.shape[1])])
     result = {
-        "mAP": float(average_precision_score(truth[:, both], scores[:, both], average="macro")),
+        "mAP": float(average_precision_score(truth, scored, average="macro")),
         "aucroc": float(auc.mean()),
         "d_prime": float(np.sqrt(2) * ndtri(auc.clip(1e-6, 1 - 1e-6)).mean()),
     }
     if y.ndim == 1:
-        result["top1_acc"] = float((scores.argmax(axis=1) == y).mean())
+        result["top1_acc"] = _accuracy(y, scores)
     return result
+
+
+def _scorable(y: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (n_clip, n) bool and scores of the classes that occur, and are not in every clip."""
+    truth = _one_hot(y, scores.shape[1])
+    both = truth.any(axis=0) & ~truth.all(axis=0)
+    if not both.any():
+        raise ValueError("no class occurs in some test clips and is missing from others: nothing can be scored")
+    return truth[:, both], scores[:, both]
+
+
+def _accuracy(y: np.ndarray, scores: np.ndarray) -> float:
+    return float((scores.argmax(axis=1) == y).mean())
+
+
+def _main_score(y: np.ndarray, scores: np.ndarray) -> float:
+    """The one metric of `metrics` that counts: settings are chosen by it, and it is the cheapest."""
+    if y.ndim == 1:
+        return _accuracy(y, scores)
+    return float(average_precision_score(*_scorable(y, scores), average="macro"))
 
 
 def main_metric(task: Task) -> str:
@@ -136,18 +167,19 @@ def _full_width(score: Scorer, classes: np.ndarray, n_class: int) -> Scorer:
     return widened
 
 
-def fit_probe(kind: str, train: Data, valid: Data, n_class: int, metric: str) -> Scorer:
+CANDIDATES: dict[str, Callable[[Data], Iterator[Scorer]]] = {"linear": _linear, "knn": _knn, "mlp": _mlp}
+
+
+def fit_probe(kind: str, train: Data, valid: Data, n_class: int) -> Scorer:
     """Train the probe `kind` (linear, knn, mlp) at each of its settings and keep the best on the validation split.
 
     Ties go to the stronger regularisation (linear), the fewer neighbours (kNN) or the fewer epochs (MLP).
     """
-    fit, settings = {"linear": (_linear, LINEAR_C), "knn": (_knn, NEIGHBOURS), "mlp": (_mlp, MLP_EPOCHS)}[kind]
     best, best_score = None, -np.inf
-    for setting in settings:
-        scorer = fit(train, setting)
+    for scorer in CANDIDATES[kind](train):
         if train.y.ndim == 1:
             scorer = _full_width(scorer, np.unique(train.y), n_class)
-        score = metrics(valid.y, scorer(valid.x))[metric]
+        score = _main_score(valid.y, scorer(valid.x))
         if score > best_score:
             best, best_score = scorer, score
     return best
@@ -169,7 +201,7 @@ def _fold_metrics(
 
     train, valid, test = prepare(train), prepare(valid), prepare(test)
     metric = main_metric(task)
-    scorer = fit_probe(kind, train, valid, len(task.vocabulary), metric)
+    scorer = fit_probe(kind, train, valid, len(task.vocabulary))
     result = metrics(test.y, scorer(test.x))
     return result | {"chance": task.chance, "score": (result[metric] - task.chance) / (1 - task.chance)}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -18,7 +21,7 @@ from rankscale.budget import Budget
 from rankscale.config import SCHEMA_VERSION, RunConfig
 from rankscale.corpus import Source
 from rankscale.pretrain import HistoryPoint
-from rankscale.spectra import PowerLawDecay
+from rankscale.spectra import PowerLawDecay, SpectrumAccumulator
 from rankscale.storage import write_atomically
 
 Status = Literal["ok", "diverged", "collapsed", "failed"]
@@ -125,6 +128,19 @@ def record_path(folder: Path, config: RunConfig) -> Path:
     return folder / f"{config.hash}.json"
 
 
+def moments_path(folder: Path, config: RunConfig) -> Path:
+    """Where the second moments of a run's held-out embeddings stand: beside its record."""
+    return folder / f"{config.hash}.safetensors"
+
+
+def write_moments(z: np.ndarray, folder: Path, config: RunConfig) -> Path:
+    """Keep mean and scatter of embeddings z (n_clip, dim), from which any spectrum can be computed again.
+
+    Read them with `SpectrumAccumulator.load`. Singular values below 6e-8 of the largest are lost in the squares.
+    """
+    return SpectrumAccumulator(z.shape[1]).update(z).save(moments_path(folder, config))
+
+
 def write_record(record: RunRecord, folder: Path) -> Path:
     """Write a record; raises FileExistsError rather than replace another result of the same configuration."""
     path = record_path(folder, record.config)
@@ -138,12 +154,17 @@ def write_record(record: RunRecord, folder: Path) -> Path:
 
 
 def publish(configs: Iterable[RunConfig], folder: Path, published: Path) -> list[Path]:
-    """Copy the records of these configurations from a folder to the published ones; those that are not there are left.
+    """Copy records and moments of these configurations to the published ones; those that are not there are left.
 
-    Raises FileExistsError where another result of a configuration has been published.
+    Returns the published records. Raises FileExistsError where another result of a configuration has been published.
     """
-    paths = [record_path(folder, config) for config in configs]
-    return [write_record(read_record(path), published) for path in paths if path.exists()]
+    there = [config for config in configs if record_path(folder, config).exists()]
+    paths = [write_record(read_record(record_path(folder, config)), published) for config in there]
+    for config in there:
+        moments = moments_path(folder, config)
+        if moments.exists():  # a run without embeddings, or one from before they were kept, has none
+            write_atomically(moments_path(published, config), partial(shutil.copyfile, moments))
+    return paths
 
 
 def read_record(path: Path) -> RunRecord:
