@@ -37,24 +37,28 @@ if TYPE_CHECKING:
 AXIS_COLOURS = {
     "width": "#2F6FCB",
     "depth": "#D55E00",
-    "audio_h": "#009E73",
+    "clips": "#009E73",
     "steps": "#C56BA0",
     "mask_ratio": "#C47F00",
     "clip_s": "#2E9BD6",
     "patch_frames": "#8A63D2",
     "train_flop": "#9A6A3A",
+    "lr": "#D6336C",
+    "mask_group": "#0E8A9A",
     "architecture": "#7D8B1E",
     "seed": "#7A828C",
 }
 AXIS_SHAPES = {
     "width": "circle",
     "depth": "square",
-    "audio_h": "triangle-up",
+    "clips": "triangle-up",
     "steps": "diamond",
     "mask_ratio": "cross",
     "clip_s": "triangle-down",
     "patch_frames": "triangle-right",
     "train_flop": "triangle-left",
+    "lr": "triangle-right",
+    "mask_group": "cross",
     "architecture": "stroke",
     "seed": "circle",
 }
@@ -258,13 +262,13 @@ def _as_array(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
+def rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
     """Significant digits that a chart can show: a page carries every one of them."""
     values = np.asarray(values, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values))))
-        rounded = np.round(values * scale) / scale
-    return np.where(np.isfinite(rounded), rounded, values)
+        short = np.round(values * scale) / scale
+    return np.where(np.isfinite(short), short, values)
 
 
 # --- figures ----------------------------------------------------------------------------------------------
@@ -376,7 +380,7 @@ def loss_chart(history: pd.DataFrame, y: str = "loss", title: str = "", log: boo
 
     history: columns step, `y` and perhaps run. log: logarithmic y axis (needs positive values).
     """
-    table = history.assign(**{y: _rounded(history[y].to_numpy())})
+    table = history.assign(**{y: rounded(history[y].to_numpy())})
     encodings = {
         "x": alt.X("step:Q", title="training step"),
         "y": alt.Y(f"{y}:Q", title=y, scale=alt.Scale(type="log" if log else "linear", zero=False)),
@@ -402,7 +406,7 @@ def spectrum_chart(
     for name, values in spectra.items():
         values = np.sort(_as_array(values))[::-1]
         values = values / values.sum() if share else values
-        frame = pd.DataFrame({"name": name, "index": np.arange(1, len(values) + 1), "value": _rounded(values)})
+        frame = pd.DataFrame({"name": name, "index": np.arange(1, len(values) + 1), "value": rounded(values)})
         parts.append(frame[frame["value"] > 0])
     chosen = alt.selection_point(fields=["name"], bind="legend")
     return (
@@ -427,7 +431,7 @@ def eigenspectrum_chart(eigenvalues: Any, fit: PowerLawDecay | None = None, titl
     """
     values = np.sort(_as_array(eigenvalues))[::-1]
     values = values[values > 1e-12 * values[0]] / values.sum()
-    table = pd.DataFrame({"rank": np.arange(1, len(values) + 1), "share": _rounded(values)})
+    table = pd.DataFrame({"rank": np.arange(1, len(values) + 1), "share": rounded(values)})
     table["used"] = table["rank"].between(fit.first, fit.last) if fit else True
     decades = [10.0**power for power in range(math.floor(math.log10(values[-1])), 1)]
     across = alt.Scale(type="log", domain=[0.9, 1.1 * len(values)], nice=False)
@@ -452,7 +456,7 @@ def eigenspectrum_chart(eigenvalues: Any, fit: PowerLawDecay | None = None, titl
     x, y, weight = np.log(used["rank"]), np.log(used["share"]), 1 / used["rank"]  # alpha-ReQ weights by 1 / rank
     level = np.average(y + fit.alpha * x, weights=weight)
     ends = pd.DataFrame({"rank": [fit.first, fit.last]})
-    ends["share"] = _rounded(np.exp(level - fit.alpha * np.log(ends["rank"])))
+    ends["share"] = rounded(np.exp(level - fit.alpha * np.log(ends["rank"])))
     line = alt.Chart(ends).mark_line(color=CATEGORY_COLOURS[1], strokeWidth=2.5).encode(x="rank:Q", y="share:Q")
     return alt.layer(points, line)
 
@@ -464,7 +468,7 @@ def score_chart(
 
     scores: columns name, score, low, high (the interval) and perhaps group (colour). chance: a dashed line.
     """
-    digits = {column: _rounded(scores[column].to_numpy(), 4) for column in ("score", "low", "high")}
+    digits = {column: rounded(scores[column].to_numpy(), 4) for column in ("score", "low", "high")}
     table = scores.assign(**digits)
     row = {"y": alt.Y("name:N", title=None, sort=None)}
     if "group" in table:
@@ -486,7 +490,7 @@ def score_chart(
 
 def clouds_chart(clouds: pd.DataFrame, size: int = 120) -> alt.FacetChart:
     """Point clouds side by side on equal axes. clouds: one row per point, columns `cloud` (its title), x, y."""
-    table = clouds.assign(x=_rounded(clouds["x"].to_numpy(), 3), y=_rounded(clouds["y"].to_numpy(), 3))
+    table = clouds.assign(x=rounded(clouds["x"].to_numpy(), 3), y=rounded(clouds["y"].to_numpy(), 3))
     limit = float(table[["x", "y"]].abs().max().max())
     equal = {"scale": alt.Scale(domain=[-limit, limit]), "axis": alt.Axis(tickCount=3)}
     points = (
@@ -500,7 +504,7 @@ def clouds_chart(clouds: pd.DataFrame, size: int = 120) -> alt.FacetChart:
 
 def shares_chart(shares: Sequence[float], rank: float, title: str = "") -> alt.LayerChart:
     """Shares of the directions as bars of width one; the dashed box has the same area, and is `rank` wide."""
-    table = pd.DataFrame({"k": range(1, len(shares) + 1), "share": _rounded(np.asarray(shares))})
+    table = pd.DataFrame({"k": range(1, len(shares) + 1), "share": rounded(np.asarray(shares))})
     bars = table.assign(left=table["k"] - 1, zero=0.0)
     box = pd.DataFrame({"left": [0.0], "k": [rank], "share": [1 / rank], "zero": [0.0]})
     encodings = {
@@ -531,7 +535,7 @@ def sample_size_chart(measured: pd.DataFrame, theory: pd.DataFrame, title: str =
     measured: columns spectrum, ratio (clips per dimension), share, low, high. theory: columns line, ratio, share.
     """
     order, lines = (alt.Scale(domain=list(names.unique())) for names in (measured["spectrum"], theory["line"]))
-    near = measured.assign(**{c: _rounded(measured[c].to_numpy()) for c in ("share", "low", "high")})
+    near = measured.assign(**{c: rounded(measured[c].to_numpy()) for c in ("share", "low", "high")})
     x = alt.X("ratio:Q", title="clips per dimension N/K", scale=alt.Scale(type="log", base=2))
     y = alt.Y("share:Q", title="measured / true RankMe", scale=alt.Scale(zero=False), axis=alt.Axis(format="%"))
     dash = alt.StrokeDash("line:N", scale=lines, title=None, legend=alt.Legend(symbolStrokeColor=INK))
@@ -551,7 +555,7 @@ def decays_chart(spectra: Mapping[str, Sequence[float]], fit_range: tuple[int, i
     parts = []
     for name, values in spectra.items():
         values = np.sort(_as_array(values))[::-1]
-        share = _rounded(values / values[0])
+        share = rounded(values / values[0])
         parts.append(pd.DataFrame({"embedding": name, "index": np.arange(1, len(share) + 1), "share": share}))
     table = pd.concat(parts)
     table = table[table["share"] > 0]
@@ -583,7 +587,7 @@ def gallery_explorer(table: pd.DataFrame, notes: pd.DataFrame, chance: float) ->
     value, place (1: best by the metric), score, low, high (accuracy and its interval). notes: columns metric, judge,
     first, second (two lines of text). chance: a dashed line.
     """
-    near = table.assign(**{c: _rounded(table[c].to_numpy(), 4) for c in ("value", "score", "low", "high")})
+    near = table.assign(**{c: rounded(table[c].to_numpy(), 4) for c in ("value", "score", "low", "high")})
     near["shown"] = [f"{value:,.{0 if abs(value) >= 100 else 2}f}" for value in near["value"]]
     menu = alt.binding_select(options=list(near["metric"].unique()), name="metric ")
     buttons = alt.binding_radio(options=list(near["judge"].unique()), name="accuracy of ")
@@ -693,7 +697,7 @@ def frame_chart(samples: Any, bin_db: Any, band_db: Any) -> alt.VConcatChart:
     ]
     panels = []
     for i, (x, y, x_title, y_title) in enumerate(parts):
-        base = alt.Chart(pd.DataFrame({"x": _rounded(x), "y": np.round(y, 3 if i == 0 else 1)}))
+        base = alt.Chart(pd.DataFrame({"x": rounded(x), "y": np.round(y, 3 if i == 0 else 1)}))
         mark = {"interpolate": "step"} if i else {}
         line = base.mark_line(color=CATEGORY_COLOURS[i], strokeWidth=1.5, **mark).encode(
             x=alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[float(x[0]), float(x[-1])], nice=False)).axis(
@@ -898,11 +902,11 @@ def _mask_squares(tokens: str, kept: str, columns: int = 32, drawn: int = 256) -
 
 def strip_chart(table: pd.DataFrame, x_title: str, title: str = "") -> alt.LayerChart:
     """One row per embedding: a dot for every run, a tick at their mean. table: columns embedding, seed, q."""
-    rounded = table.assign(q=_rounded(table["q"].to_numpy(), 4))
+    near = table.assign(q=rounded(table["q"].to_numpy(), 4))
     order = alt.Scale(domain=list(dict.fromkeys(table["embedding"])))
     colour, shape = (kind("embedding:N", scale=order, legend=None) for kind in (alt.Color, alt.Shape))
     x = alt.X("q:Q", title=x_title, scale=alt.Scale(zero=False, nice=True))
-    base = alt.Chart(rounded, title=title).encode(y=alt.Y("embedding:N", title=None, scale=order, sort=None))
+    base = alt.Chart(near, title=title).encode(y=alt.Y("embedding:N", title=None, scale=order, sort=None))
     dots = base.mark_point(size=70, opacity=0.75).encode(x=x, color=colour, shape=shape, tooltip=list(table.columns))
     mean = base.mark_tick(thickness=3, height=22, color=INK).encode(x="mean(q):Q")
     return alt.layer(dots, mean).properties(width=WIDTH, height={"step": 34})
@@ -913,7 +917,7 @@ def task_scores_chart(scores: pd.DataFrame) -> alt.Chart:
 
     scores: columns task, embedding, probe, score, one row each.
     """
-    table = scores.assign(score=_rounded(scores["score"].to_numpy(), 4))
+    table = scores.assign(score=rounded(scores["score"].to_numpy(), 4))
     order = alt.Scale(domain=list(dict.fromkeys(table["embedding"])))
     colour, shape = (
         kind("embedding:N", title=None, scale=order, legend=alt.Legend(columns=2)) for kind in (alt.Color, alt.Shape)
@@ -991,10 +995,10 @@ def _against_bell(name: str, drawn: np.ndarray, bins: int) -> tuple[pd.DataFrame
     count, edges = np.histogram(drawn, bins)
     low, middle, high = np.quantile(drawn, [0.25, 0.5, 0.75])
     bell = NormalDist(middle, (high - low) / 1.349)  # a bell's middle half is 1.349 standard deviations wide
-    bars = pd.DataFrame({"low": _rounded(edges[:-1]), "high": _rounded(edges[1:]), "count": count, "zero": 0})
+    bars = pd.DataFrame({"low": rounded(edges[:-1]), "high": rounded(edges[1:]), "count": count, "zero": 0})
     at = np.linspace(edges[0], edges[-1], 120)
     expected = np.array([bell.pdf(value) for value in at]) * len(drawn) * (edges[1] - edges[0])
-    curve = pd.DataFrame({"low": _rounded(at), "count": expected.round(2)})
+    curve = pd.DataFrame({"low": rounded(at), "count": expected.round(2)})
     most, bell_most = drawn.max(), bell.inv_cdf(1 - 1 / len(drawn))
     note = f"middle half {low:.3g} to {high:.3g}, largest {most:.3g}\na bell's largest: about {bell_most:.3g}"
     tables = bars[bars["count"] > 0], curve[curve["count"] > 0.05], pd.DataFrame({"note": [note]})
@@ -1012,7 +1016,7 @@ def word_explorer(counts: Mapping[str, pd.Series]) -> alt.Chart:
         pd.DataFrame({"factor": name, "word": found.index.astype(str), "draws": found, "share": found / found.sum()})
         for name, found in counts.items()
     ]
-    table = pd.concat(parts).assign(share=lambda part: _rounded(part["share"].to_numpy(), 3))
+    table = pd.concat(parts).assign(share=lambda part: rounded(part["share"].to_numpy(), 3))
     return (
         alt.Chart(table)
         .transform_filter("datum.factor == words_shown")
@@ -1091,13 +1095,13 @@ def rules_chart(history: pd.DataFrame, rules: Mapping[str, float], title: str = 
     history: columns step, run (a curve's name), loss. rules: name -> loss. The step axis is linear up to about
     ten and logarithmic beyond.
     """
-    kinds, near = list(history["run"].unique()), history.assign(loss=_rounded(history["loss"].to_numpy(), 4))
+    kinds, near = list(history["run"].unique()), history.assign(loss=rounded(history["loss"].to_numpy(), 4))
     x = _step_axis(int(history["step"].max()))
     y = alt.Y("loss:Q", title="loss (1: each patch's own mean)", scale=alt.Scale(zero=False, padding=8))
     colour, shape = alt.Color("run:N", sort=kinds, title=None), alt.Shape("run:N", sort=kinds, legend=None)
     curves = alt.Chart(near).mark_line(point={"size": 45, "opacity": 1})
     curves = curves.encode(x=x, y=y, color=colour, shape=shape, tooltip=list(near.columns))
-    table = pd.DataFrame({"rule": list(rules), "loss": _rounded(np.array(list(rules.values())), 4)}).sort_values("loss")
+    table = pd.DataFrame({"rule": list(rules), "loss": rounded(np.array(list(rules.values())), 4)}).sort_values("loss")
     crowded = table["loss"].diff(-1).abs() < 0.05 * history["loss"].max()  # the next one up: write below the line
     lines = alt.Chart(table).mark_rule(strokeDash=[5, 4], color=INK, opacity=0.7).encode(y=y)
     words = [
@@ -1112,7 +1116,7 @@ def rank_history_chart(history: pd.DataFrame, untrained: Sequence[float] = (), t
 
     history: columns step, rankme and perhaps run. untrained: RankMe of each untrained encoder, or none.
     """
-    near = history.assign(rankme=_rounded(history["rankme"].to_numpy(), 4))
+    near = history.assign(rankme=rounded(history["rankme"].to_numpy(), 4))
     near = near[[name for name in ("run", "step", "rankme") if name in near]]
     y = alt.Y("rankme:Q", title="RankMe (directions)", scale=alt.Scale(zero=False, padding=12))
     base = alt.Chart(near).encode(x=_step_axis(int(near["step"].max())), y=y)
@@ -1121,7 +1125,7 @@ def rank_history_chart(history: pd.DataFrame, untrained: Sequence[float] = (), t
     dots = base.mark_point(size=45, opacity=1, color=AXIS_COLOURS["steps"], shape=AXIS_SHAPES["steps"])
     layers = [base.mark_line(color=AXIS_COLOURS["steps"], strokeWidth=1.5), dots.encode(tooltip=list(near.columns))]
     if len(untrained):
-        low, high = _rounded(np.array([min(untrained), max(untrained)]), 4)
+        low, high = rounded(np.array([min(untrained), max(untrained)]), 4)
         band = alt.Chart(pd.DataFrame({"rankme": [low], "high": [high]})).encode(y=y, y2="high:Q")
         word = band.mark_text(align="right", baseline="bottom", dx=-4, dy=-3, fontSize=11)
         word = word.encode(x=alt.value(WIDTH), y="high:Q", text=alt.value(f"untrained, {len(untrained)} seeds"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -109,6 +110,12 @@ def run(
         if floor.status == "failed":
             raise ValueError(f"its untrained encoder, run {floor.hash}, failed: {floor.reason}")
         return make(config, floors=floor.floors | {"untrained": floor.scores})
+
+
+def repeat(config: RunConfig, device: str = "auto") -> RunRecord:
+    """Make a run again from nothing, whatever has been made before, and keep nothing of it but the record."""
+    with tempfile.TemporaryDirectory(prefix="rankscale-") as folder:
+        return run(config, Places(Path(folder)), device, progress=False)
 
 
 def _run(

@@ -182,12 +182,34 @@ def read_records(folder: Path) -> list[RunRecord]:
     return [read_record(path) for path in sorted(Path(folder).glob("*.json"))]
 
 
-def runs_table(folder: Path) -> pd.DataFrame:
+def agreement(one: RunRecord, other: RunRecord) -> pd.DataFrame:
+    """Two results of one configuration side by side: a row for RankMe and for each Q, columns one, other, difference.
+
+    Differences are relative for RankMe and absolute for Q.
+    """
+    if one.hash != other.hash:
+        raise ValueError(f"runs {one.hash} and {other.hash} have different configurations")
+    rows = {"RankMe": (one.rank.rankme, other.rank.rankme, one.rank.rankme / other.rank.rankme - 1)}
+    for probe, suites in one.quality.items():
+        for suite, q in suites.items():
+            rows[f"Q {probe}, {suite}"] = (q, other.quality[probe][suite], q - other.quality[probe][suite])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["one", "other", "difference"])
+
+
+def runs_table(records: Iterable[RunRecord]) -> pd.DataFrame:
     """One row a run: configuration, status, budget, rank numbers, Q by probe and suite (`q_linear_synthetic`, ...).
 
     Columns `league_...` hold the numbers of the room `league`, NaN where a record has none.
     """
-    return pd.DataFrame([_row(record) for record in read_records(folder)])
+    return pd.DataFrame([_row(record) for record in records])
+
+
+def write_table(records: Iterable[RunRecord], path: Path) -> Path:
+    """The table of runs as CSV, for those who want the numbers and not this package; lists are joined by +."""
+    table = runs_table(records)
+    for name in ("corpus", "tasks"):
+        table[name] = table[name].map("+".join)
+    return write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 
 
 def _row(record: RunRecord) -> dict[str, Any]:

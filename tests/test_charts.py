@@ -170,8 +170,8 @@ def test_mel_chart_refuses_a_batch():
 
 def test_numbers_are_shortened_not_changed():
     values = np.array([0, -1234567.8, 1e-12 / 3, np.nan, 3])
-    np.testing.assert_allclose(charts._rounded(values), values, rtol=1e-4)
-    assert charts._rounded(values)[1] == -1234600
+    np.testing.assert_allclose(charts.rounded(values), values, rtol=1e-4)
+    assert charts.rounded(values)[1] == -1234600
 
 
 def test_player_in_a_page_writes_a_file_of_the_same_length_and_level(page):

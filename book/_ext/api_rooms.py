@@ -18,8 +18,8 @@ import rankscale
 DATA_FLOW = (
     "config", "storage", "process", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
     "sound.synthetic_tasks", "mel", "corpus", "mae",
-    "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "laws",
-    "planner", "charts", "report", "widgets", "chapters", "hear", "cli",
+    "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "axes",
+    "laws", "estimands", "planner", "charts", "axis_charts", "report", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
 

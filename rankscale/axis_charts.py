@@ -1,0 +1,220 @@
+"""Figures of the chapters that move one variable: what changes along the axis, and whether quality goes with rank.
+
+Dots are runs, a line joins means over seeds, a band spans the seeds from lowest to highest. Untrained encoders are
+grey and dashed, so that what an axis does by itself can be told from what training does along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from rankscale.axes import Axis, Study
+from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, rounded
+
+PROBE_NAMES = {"linear": "linear", "mlp": "MLP", "knn": "kNN", "linear_rp32": "linear, 32 random directions"}
+SUITE_NAMES = {"synthetic": "synthetic tasks", "real": "real tasks"}
+UNTRAINED, TRAINED = "untrained", "trained"
+
+
+def measure_name(probe: str, suite: str) -> str:
+    """How a Q is called in menus: "linear, synthetic tasks"."""
+    return f"{PROBE_NAMES[probe]}, {SUITE_NAMES[suite]}"
+
+
+def quality_long(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """One row for each run, probe and suite: `columns`, measure (its name in menus), q."""
+    names = {f"q_{p}_{s}": measure_name(p, s) for s in SUITE_NAMES for p in PROBE_NAMES}
+    present = {column: name for column, name in names.items() if column in table}
+    long = table.melt(list(columns), list(present), "measure", "q").dropna(subset=["q"])
+    return long.assign(measure=long["measure"].map(present))
+
+
+def _menu(measures: Sequence[str], name: str) -> alt.Parameter:
+    bind = alt.binding_select(options=list(measures), name="Q by probe and tasks: ")
+    return alt.param(name=name, value=measures[0], bind=bind)
+
+
+def _across(axis: Axis, values: Sequence[float], title: bool = True) -> alt.X:
+    """The axis itself: its values as ticks, logarithmic where it is scaled by factors."""
+    low, high = min(values), max(values)
+    pad = (high / low) ** 0.06 if axis.log else 0.06 * (high - low)
+    domain = [low / pad, high * pad] if axis.log else [low - pad, high + pad]
+    scale = alt.Scale(type="log" if axis.log else "linear", domain=domain, nice=False)
+    look = alt.Axis(values=list(values), format="~s" if high >= 1000 else "~g", labelOverlap="greedy", labels=title)
+    return alt.X("value:Q", title=axis.label if title else None, scale=scale, axis=look)
+
+
+def _near(table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as short as a figure can show them: a page holds all of them as text."""
+    floats = table.select_dtypes("floating").columns
+    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
+
+
+def along_chart(study: Study, rank: str = "rankme") -> alt.VConcatChart:
+    """Three panels over one axis: RankMe, alpha-ReQ, and Q by a probe and suite that the reader chooses."""
+    both = pd.concat([study.runs.assign(kind=TRAINED), study.untrained.assign(kind=UNTRAINED)])
+    menu = _menu(list(quality_long(study.runs, ["value"])["measure"].unique()), f"along_{study.axis.name}_measure")
+    quality = quality_long(both, ["value", "seed", "kind"])
+    panels = []
+    for column, title in ((rank, "RankMe (directions)"), ("alpha", "alpha-ReQ (decay)")):
+        table = _near(both[["value", "seed", "kind", column]].dropna())
+        if not table.empty:
+            panels.append(_panel(table, column, title, study, labels=False))
+    panels.append(_panel(_near(quality), "q", "quality Q", study, labels=True, chosen=menu))
+    return alt.vconcat(*panels, spacing=8).add_params(menu)
+
+
+def _panel(
+    table: pd.DataFrame, column: str, title: str, study: Study, labels: bool, chosen: alt.Parameter | None = None
+) -> alt.LayerChart:
+    name = study.axis.name
+    colours = alt.Scale(domain=[TRAINED, UNTRAINED], range=[AXIS_COLOURS[name], INK])
+    shapes = alt.Scale(domain=[TRAINED, UNTRAINED], range=[AXIS_SHAPES[name], "circle"])
+    dashes = alt.Scale(domain=[TRAINED, UNTRAINED], range=[[1, 0], [4, 4]])
+    legend = None if labels else alt.Legend(title=None, symbolOpacity=1)
+    y = alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False, padding=8)).axis(tickCount=4)
+    base = alt.Chart(table).encode(
+        x=_across(study.axis, study.values, labels), color=alt.Color("kind:N", scale=colours, legend=legend)
+    )
+    if chosen is not None:
+        base = base.transform_filter(alt.datum.measure == chosen)
+    band = base.mark_area(opacity=0.18).encode(y=y.aggregate("min"), y2=alt.Y2(f"{column}:Q", aggregate="max"))
+    line = base.mark_line().encode(
+        y=y.aggregate("mean"), strokeDash=alt.StrokeDash("kind:N", scale=dashes, legend=legend)
+    )
+    shape = alt.Shape("kind:N", scale=shapes, legend=legend)
+    dots = base.mark_point(size=40, opacity=0.9).encode(y=y, shape=shape, tooltip=list(table.columns))
+    return alt.layer(band, line, dots).properties(width=WIDTH, height=120)
+
+
+def follow_chart(study: Study, rank: str = "rankme") -> alt.LayerChart:
+    """Q against RankMe: one dot a run, a path through the means in the order of the axis, which begins at its label.
+
+    The probe and the tasks are chosen below the figure. Untrained encoders of the same shapes are grey.
+    """
+    columns = ["value", "seed", rank]
+    trained = _near(quality_long(study.runs, columns))
+    floors = _near(quality_long(study.untrained, columns))
+    menu = _menu(list(trained["measure"].unique()), f"follow_{study.axis.name}_measure")
+    x = alt.X(f"{rank}:Q", title="RankMe (directions)", scale=alt.Scale(zero=False, padding=14))
+    y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=14))
+    colour, shape = AXIS_COLOURS[study.axis.name], AXIS_SHAPES[study.axis.name]
+    chosen = alt.datum.measure == menu
+    tooltip = [
+        alt.Tooltip("value:Q", title=study.axis.label),
+        "seed:O",
+        alt.Tooltip(f"{rank}:Q", title="RankMe"),
+        "q:Q",
+    ]
+    grey = alt.Chart(floors).transform_filter(chosen).mark_point(size=45, color=INK, opacity=0.8, filled=False)
+    dots = alt.Chart(trained).transform_filter(chosen).mark_point(size=45, color=colour, shape=shape, opacity=0.6)
+    means = trained.groupby(["measure", "value"], as_index=False)[[rank, "q"]].mean()
+    means = _near(means.assign(label=[_short_value(value) for value in means["value"]]))
+    path = alt.Chart(means).transform_filter(chosen)
+    line = path.mark_line(color=colour, strokeWidth=2.5, point={"size": 20, "color": colour})
+    text = path.mark_text(dy=-12, fontSize=12, fontWeight=600, color=colour)
+    layers = [
+        grey.encode(x=x, y=y, tooltip=tooltip),
+        dots.encode(x=x, y=y, tooltip=tooltip),
+        line.encode(x=x, y=y, order="value:Q"),
+        text.encode(x=x, y=y, text="label:N"),
+    ]
+    return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=280)
+
+
+def _short_value(value: float) -> str:
+    for thousand in (1000, 1024):
+        if value >= thousand and value % thousand == 0:
+            return f"{value / thousand:g}k"
+    return f"{value:g}"
+
+
+def spectra_chart(study: Study) -> alt.LayerChart:
+    """Eigenspectra along an axis, mean over seeds: share of the sum of singular values against their index.
+
+    A slider walks along the axis: the chosen value is drawn boldly, with its untrained encoder dashed.
+    """
+    values = study.values
+    trained = _shares([(r.rank, v) for r, v in zip(study.records, study.runs["value"], strict=True)])
+    trained["place"] = trained["value"].map(values.index)
+    notes = study.runs.groupby("value")[["rankme"]].mean().reset_index()
+    notes["note"] = [f"{study.axis.label}: {_short_value(v)}, RankMe {r:.1f}" for v, r in notes.to_numpy()]
+    notes["place"] = notes["value"].map(values.index)
+    bind = alt.binding_range(min=0, max=len(values) - 1, step=1, name="along the axis: ")
+    at = alt.param(name=f"spectra_{study.axis.name}_place", value=len(values) - 1, bind=bind)
+    floor = float(trained["share"].max()) * 1e-6
+    x = alt.X("index:Q", title="index of the singular value", scale=alt.Scale(type="log", nice=False))
+    y = alt.Y("share:Q", title="share of the sum", scale=alt.Scale(type="log", nice=False))
+    y = y.axis(tickCount=4, format=".0e")
+    colour = AXIS_COLOURS[study.axis.name]
+    shown = trained[trained["share"] > floor]
+    base = alt.Chart(shown).encode(x=x, y=y, detail="value:O")
+    grey = base.mark_line(color=INK, strokeWidth=1, opacity=0.6)
+    bold = base.transform_filter(alt.datum.place == at).mark_line(color=colour, strokeWidth=3.5)
+    said = alt.Chart(notes).transform_filter(alt.datum.place == at).mark_text(align="right", fontSize=13)
+    said = said.encode(x=alt.value(WIDTH), y=alt.value(10), text="note:N")
+    return alt.layer(grey, bold, said).add_params(at).properties(width=WIDTH, height=240)
+
+
+def _shares(ranks: Sequence[tuple]) -> pd.DataFrame:
+    """Mean share of each singular value by value of the axis: columns value, index, share."""
+    parts = []
+    for rank, value in ranks:
+        sigma = np.asarray(rank.singular_values)
+        parts.append(
+            pd.DataFrame({"value": value, "index": np.arange(1, len(sigma) + 1), "share": sigma / sigma.sum()})
+        )
+    table = pd.concat(parts).groupby(["value", "index"], as_index=False)["share"].mean()
+    return table.assign(share=rounded(table["share"].to_numpy(), 4))
+
+
+def tasks_chart(study: Study) -> alt.FacetChart:
+    """One small panel a task: score along the axis, trained and untrained; the probe is chosen below."""
+    axis, scores = study.axis, study.scores()
+    means = scores.groupby(["suite", "task", "probe", "kind", "value"], as_index=False, sort=False)["score"].mean()
+    means = _near(means.assign(probe=means["probe"].map(PROBE_NAMES)))
+    tasks = list(means.sort_values("suite", ascending=False, kind="stable")["task"].unique())
+    probes = list(means["probe"].unique())
+    menu = alt.param(
+        name=f"tasks_{axis.name}_probe", value=probes[0], bind=alt.binding_select(options=probes, name="probe: ")
+    )
+    colours = alt.Scale(domain=[TRAINED, UNTRAINED], range=[AXIS_COLOURS[axis.name], INK])
+    dashes = alt.Scale(domain=[TRAINED, UNTRAINED], range=[[1, 0], [4, 4]])
+    x = _across(axis, sorted(means["value"].unique()))
+    x = x.title(None).axis(values=sorted({means["value"].min(), means["value"].max()}), format="~s", labelFontSize=10)
+    y = alt.Y("score:Q", title=None, scale=alt.Scale(zero=True)).axis(tickCount=3, labelFontSize=10)
+    line = alt.Chart(means).transform_filter(alt.datum.probe == menu).mark_line(point={"size": 14})
+    line = line.encode(
+        x=x,
+        y=y,
+        color=alt.Color("kind:N", scale=colours, title=None),
+        strokeDash=alt.StrokeDash("kind:N", scale=dashes, title=None),
+        tooltip=list(means.columns),
+    )
+    panel = line.properties(width=104, height=70).facet(
+        facet=alt.Facet("task:N", title=None, sort=tasks, header=alt.Header(labelFontSize=11)), columns=3, spacing=12
+    )
+    return panel.add_params(menu).resolve_scale(y="independent").resolve_axis(x="independent")
+
+
+def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
+    """Intervals side by side: one row an axis, one coloured bar a series; a rule marks zero.
+
+    table: columns axis, series, estimate, low, high.
+    """
+    near, series = _near(table), list(dict.fromkeys(table["series"]))
+    y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"])))
+    offset = alt.YOffset("series:N", sort=series)
+    scale = alt.Scale(domain=series, range=CATEGORY_COLOURS[: len(series)])
+    colour = alt.Color("series:N", title=None, scale=scale, legend=alt.Legend(columns=2))
+    shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=alt.Legend(columns=2))
+    x = alt.X("low:Q", title=title)
+    bars = alt.Chart(near).mark_rule(strokeWidth=2).encode(y=y, yOffset=offset, x=x, x2="high:Q", color=colour)
+    dots = alt.Chart(near).mark_point(size=55, opacity=1)
+    dots = dots.encode(y=y, yOffset=offset, x="estimate:Q", color=colour, shape=shape, tooltip=list(near.columns))
+    zero = alt.Chart(pd.DataFrame({"low": [0.0]})).mark_rule(color=INK, strokeDash=[4, 4]).encode(x="low:Q")
+    return alt.layer(zero, bars, dots).properties(width=WIDTH - 90, height={"step": 16})
