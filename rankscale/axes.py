@@ -29,6 +29,7 @@ LIVE = RunConfig(
     encoder="en64-2", steps=300, batch=32, clips=1024, rank_clips=512, task_clips=300,
     tasks=("synth:tempo", "synth:pitch", "synth:instrument"),
 )  # fmt: skip
+CENTRES = {"small": CENTRE, "live": LIVE}
 SUITES = ("synthetic", "real")
 LEVEL = 0.95
 DRAWS = 2000
