@@ -358,8 +358,8 @@ def _resample(table: pd.DataFrame, cell: str, joint: bool, draws: int, rng: np.r
 def within_arms(table: pd.DataFrame, x: str, y: str, arm: str) -> tuple[float, float, float, int]:
     """Do seeds of one arm with larger x have larger y? Correlation of the deviations from the arms' means.
 
-    Returns Pearson's r, its 95 % interval (Fisher's z, with one degree of freedom less for each arm) and those degrees.
-    Arms with a single run say nothing and are left out.
+    Returns Pearson's r, its 95 % interval and its degrees of freedom, runs less arms (Fisher's z; each arm's mean costs
+    one degree, where a plain correlation has one mean). Arms with a single run say nothing and are left out.
     """
     table = table.dropna(subset=[x, y])
     table = table[table.groupby(arm)[x].transform("size") > 1]
@@ -368,7 +368,7 @@ def within_arms(table: pd.DataFrame, x: str, y: str, arm: str) -> tuple[float, f
     if df < 3:
         raise ValueError(f"{len(table)} runs in {table[arm].nunique()} arms: too few seeds to correlate within arms")
     r = float(np.corrcoef(dx, dy)[0, 1])
-    half = stats.norm.ppf((1 + LEVEL) / 2) / np.sqrt(df - 1)
+    half = stats.norm.ppf((1 + LEVEL) / 2) / np.sqrt(df - 2)
     low, high = np.tanh(np.arctanh(r) + np.array([-half, half]))
     return r, float(low), float(high), df
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
@@ -182,6 +183,25 @@ def sweep(spec: Path, dry_run: bool, publish: bool, **options: Any) -> None:
             spec, dry_run=dry_run, publish_to=Path("data/runs") if publish else None, say=click.echo, **options
         )
     )
+
+
+@main.command("records")
+@click.argument("folder", default="data/runs", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--table", metavar="OUT.CSV", type=click.Path(path_type=Path), help="write one row a run")
+@click.option("--schema", is_flag=True, help="print the JSON schema of a record and stop")
+def records_command(folder: Path, table: Path | None, schema: bool) -> None:
+    """Check every record of FOLDER (data/runs) and count them."""
+    from rankscale import records
+
+    if schema:
+        click.echo(json.dumps(records.RunRecord.model_json_schema(), indent=1))
+        return
+    found = records.read_records(folder)
+    counts = Counter(record.status for record in found)
+    click.echo(f"{folder}: {len(found)} valid records" + "".join(f", {n} {status}" for status, n in counts.items()))
+    if table:
+        records.write_table(found, table)
+        click.echo(f"table: {table}")
 
 
 @main.command()
