@@ -76,7 +76,8 @@ class RunConfig(BaseModel):
     precision: Literal["float32", "bf16"] = "float32"
     seed: int = 0  # initialisation, data order and masks
     # measurement
-    pool: Literal["mean", "meanstd"] = "mean"  # over time, of the last layer
+    pool: Literal["mean", "meanstd"] = "mean"  # over time
+    layer: Count | None = None  # the block whose output is measured, from 1; None: the last, normalised
     rank_clips: Annotated[int, Field(ge=2)] = 12_288  # held-out clips that RankMe is measured on
     rank_eps: Annotated[float, Field(ge=0)] = 1e-7
     tasks: tuple[str, ...] = ("synth",)  # "synth", one such as "synth:pitch", or HEAR task folders
@@ -99,6 +100,8 @@ class RunConfig(BaseModel):
     def _shapes_fit(self) -> RunConfig:
         if self.width % self.n_heads:
             raise ValueError(f"width {self.width} is not divisible by {self.n_heads} heads")
+        if self.layer and self.layer > self.depth:
+            raise ValueError(f"layer {self.layer}: {self.encoder} has {self.depth} blocks")
         if not self.corpus or not self.tasks:
             raise ValueError("corpus and tasks each need at least one entry, for example 'synth'")
         if self.tokens < 2 * self.mask_group:

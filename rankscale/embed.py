@@ -44,14 +44,19 @@ def pool_tokens(tokens: Tensor, pool: str = "mean") -> Tensor:
     return mean if pool == "mean" else torch.cat([mean, tokens.std(dim=1, correction=0)], dim=1)
 
 
-def encoder_embedding(encoder: Encoder, pool: str = "mean") -> Embed:
-    """The encoder's last layer, pooled over time; evaluation mode, no gradients."""
+def encoder_embedding(encoder: Encoder, pool: str = "mean", layer: int | None = None) -> Embed:
+    """The encoder's last layer, pooled over time; evaluation mode, no gradients.
+
+    layer: the output of this block instead, from 1, as it is in the residual stream, without the last norm.
+    """
     encoder.eval()
     device = next(encoder.parameters()).device
 
     @torch.inference_mode()
     def embed(mel: Tensor) -> Tensor:
-        return pool_tokens(encoder.forward_mel(mel.to(device)), pool).float().cpu()
+        mel = mel.to(device)
+        tokens = encoder.forward_mel(mel) if layer is None else encoder.forward_mel(mel, layers=True)[layer - 1]
+        return pool_tokens(tokens, pool).float().cpu()
 
     return embed
 

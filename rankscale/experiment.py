@@ -199,7 +199,7 @@ def _measure(
     config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], places: Places, progress: bool
 ) -> dict[str, Any]:
     """Rank, league and scores of a finished encoder, as fields of its record."""
-    embed = encoder_embedding(trained.model.encoder, config.pool)
+    embed = encoder_embedding(trained.model.encoder, config.pool, config.layer)
     scores = score_all(suites, embed, places.cache, config.encoder, progress)
     heldout = embed_all(embed, corpus.store.blocks(corpus.heldout_rows))
     train = embed_all(embed, corpus.store.blocks(corpus.unique_train_rows(config.rank_clips)))
@@ -218,7 +218,7 @@ def _measure_league(embed: Embed, config: RunConfig, trained: Pretrained, corpus
     embed_init = None
     if config.steps:
         initial = initial_model(config, corpus).encoder.to(next(trained.model.parameters()).device)
-        embed_init = encoder_embedding(initial, config.pool)
+        embed_init = encoder_embedding(initial, config.pool, config.layer)
     rows = np.random.default_rng(3).permutation(corpus.heldout_rows)
     result = league(embed, embed_init, corpus.store.blocks(rows))
     return {"league": result.values, "league_missing": result.missing, "league_version": result.version}
@@ -242,7 +242,7 @@ def measure_rank(z: np.ndarray, clips: str, config: RunConfig) -> Rank | None:
         dim=dim,
         eps=config.rank_eps,
         pool=config.pool,
-        layer="last",
+        layer=str(config.layer or "last"),
         rankme=spectra.rankme(sigma, config.rank_eps),
         rankme_centred=spectra.rankme(centred, config.rank_eps),
         rankme_corrected=spectra.rankme_corrected(z, config.rank_eps).value,

@@ -97,8 +97,8 @@ def trunk_end(config: RunConfig) -> int:
 
 
 def trunk_hash(config: RunConfig) -> str:
-    """What "branch" runs have in common that differ only in their number of steps and the share of decay."""
-    free = ("decay", "checkpoints", "task_clips", "attempt")
+    """What "branch" runs have in common that differ only in number of steps, share of decay, and how z is taken."""
+    free = ("decay", "checkpoints", "pool", "layer", "task_clips", "attempt")
     return config.replace(steps=1, **{name: RunConfig.model_fields[name].default for name in free}).hash
 
 
@@ -245,13 +245,16 @@ def _autocast(config: RunConfig, device: torch.device):
 
 
 class _HistoryProbe:
-    """Held-out loss and RankMe on the same clips and masks at every point of the history."""
+    """Held-out loss and RankMe on the same clips and masks at every point of the history.
+
+    RankMe is that of the last layer's time-mean, however the run's own embeddings are taken.
+    """
 
     def __init__(self, config: RunConfig, corpus: Corpus, device: str):
         self.corpus, self.device = corpus, device
         rows = np.random.default_rng(3).permutation(corpus.heldout_rows)
         self.rank_rows, self.loss_rows = rows[:HISTORY_CLIPS], rows[:LOSS_CLIPS]
-        self.eps, self.pool = config.rank_eps, config.pool
+        self.eps = config.rank_eps
 
     @torch.inference_mode()
     def heldout_loss(self, model: MAE) -> float:
@@ -263,7 +266,7 @@ class _HistoryProbe:
 
     def spectrum(self, model: MAE) -> Tensor | None:
         """Singular values of the embeddings, not centred; None where they are not finite."""
-        z = embed_all(encoder_embedding(model.encoder, self.pool), self.corpus.store.blocks(self.rank_rows))
+        z = embed_all(encoder_embedding(model.encoder), self.corpus.store.blocks(self.rank_rows))
         return spectrum(z) if np.isfinite(z).all() else None
 
 

@@ -41,6 +41,12 @@ def test_clips_too_short_for_their_mask_groups_are_refused():
         RunConfig(clip_s=0.12, mask_group=2)
 
 
+def test_a_layer_that_the_encoder_lacks_is_refused():
+    assert RunConfig(encoder="en64-4", layer=4).layer == 4
+    with pytest.raises(ValidationError, match="layer 5: en64-4 has 4 blocks"):
+        RunConfig(encoder="en64-4", layer=5)
+
+
 def test_heads_follow_width_unless_given():
     assert RunConfig(encoder="en32-1").n_heads == 1
     assert RunConfig(encoder="en256-4").n_heads == 8

@@ -10,7 +10,8 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from rankscale.embed import embed_folder, load_embedder, load_embeddings, pool_tokens
+from rankscale.config import RunConfig
+from rankscale.embed import embed_folder, encoder_embedding, load_embedder, load_embeddings, pool_tokens
 from rankscale.mae import Encoder, save_encoder
 from rankscale.sound.files import iter_clips, scan
 
@@ -20,6 +21,18 @@ TENSOR = torch.from_numpy(Z)
 
 def write_lists(path, **columns):
     pd.DataFrame({name: list(rows) for name, rows in columns.items()}).to_parquet(path)
+
+
+def test_a_layer_is_the_output_of_its_block_and_the_last_one_is_normalised():
+    torch.manual_seed(0)
+    encoder = Encoder.from_config(RunConfig(encoder="en32-3"))
+    mel = torch.randn(2, 64, 128)
+    with torch.inference_mode():
+        outputs = encoder.eval().forward_mel(mel, layers=True)
+    for layer in (1, 2):
+        torch.testing.assert_close(encoder_embedding(encoder, layer=layer)(mel), outputs[layer - 1].mean(1))
+    torch.testing.assert_close(encoder_embedding(encoder, layer=3)(mel), encoder_embedding(encoder)(mel))
+    assert encoder_embedding(encoder, "meanstd", 1)(mel).shape == (2, 64)
 
 
 # --- matrices in files ------------------------------------------------------------------------------------

@@ -123,6 +123,9 @@ def test_a_branch_really_starts_from_its_trunk(corpus, tmp_path, monkeypatch):
     assert min(seen) == 0  # the trunk at 40 is too far along
     run(config.replace(steps=100, lr=1e-4), corpus, tmp_path / "d", trunks=tmp_path / "trunks")
     assert seen.count(0) == 2  # another rate is another trunk
+    seen.clear()
+    run(config.replace(pool="meanstd"), corpus, tmp_path / "e", trunks=tmp_path / "trunks")
+    assert min(seen) == 40  # how embeddings are taken does not change how they are trained
 
 
 @pytest.mark.parametrize("lr", [1e4, 1e18])

@@ -19,7 +19,7 @@ def test_a_published_record_is_whole(path):
     assert record.status == "failed" or record.history[0].step == 0
     if record.status == "ok":
         assert record.history[-1].step == record.config.steps
-        assert 1 <= record.rank.rankme <= record.config.width
+        assert 1 <= record.rank.rankme <= record.rank.dim
         assert set(record.scores["linear"]) == set(record.task_versions)
         assert {"logmel_mean", "logmel_meanstd"} <= set(record.floors)
 
