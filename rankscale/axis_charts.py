@@ -113,7 +113,7 @@ def follow_chart(study: Study, rank: str = "rankme") -> alt.LayerChart:
     grey = alt.Chart(floors).transform_filter(chosen).mark_point(size=45, color=INK, opacity=0.8, filled=False)
     dots = alt.Chart(trained).transform_filter(chosen).mark_point(size=45, color=colour, shape=shape, opacity=0.6)
     means = trained.groupby(["measure", "value"], as_index=False)[[rank, "q"]].mean()
-    means = _near(means.assign(label=[_short_value(value) for value in means["value"]]))
+    means = _near(means.assign(label=[short_value(value) for value in means["value"]]))
     path = alt.Chart(means).transform_filter(chosen)
     line = path.mark_line(color=colour, strokeWidth=2.5, point={"size": 20, "color": colour})
     text = path.mark_text(dy=-12, fontSize=12, fontWeight=600, color=colour)
@@ -126,7 +126,8 @@ def follow_chart(study: Study, rank: str = "rankme") -> alt.LayerChart:
     return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=280)
 
 
-def _short_value(value: float) -> str:
+def short_value(value: float) -> str:
+    """A place on an axis in few characters: 64, 4k, 64k (of 1000 or of 1024, whichever divides it)."""
     for thousand in (1000, 1024):
         if value >= thousand and value % thousand == 0:
             return f"{value / thousand:g}k"
@@ -142,7 +143,7 @@ def spectra_chart(study: Study) -> alt.LayerChart:
     trained = _shares([(r.rank, v) for r, v in zip(study.records, study.runs["value"], strict=True)])
     trained["place"] = trained["value"].map(values.index)
     notes = study.runs.groupby("value")[["rankme"]].mean().reset_index()
-    notes["note"] = [f"{study.axis.label}: {_short_value(v)}, RankMe {r:.1f}" for v, r in notes.to_numpy()]
+    notes["note"] = [f"{study.axis.label}: {short_value(v)}, RankMe {r:.1f}" for v, r in notes.to_numpy()]
     notes["place"] = notes["value"].map(values.index)
     bind = alt.binding_range(min=0, max=len(values) - 1, step=1, name="along the axis: ")
     at = alt.param(name=f"spectra_{study.axis.name}_place", value=len(values) - 1, bind=bind)
