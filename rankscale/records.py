@@ -154,8 +154,9 @@ def write_record(record: RunRecord, folder: Path) -> Path:
 
 
 def publish(configs: Iterable[RunConfig], folder: Path, published: Path) -> list[Path]:
-    """Copy records and moments of these configurations to the published ones; those that are not there are left.
+    """Copy records and moments of these configurations to the published ones, and make the table beside them again.
 
+    Configurations without a record are left. The table of a folder `runs` is `runs.csv`.
     Returns the published records. Raises FileExistsError where another result of a configuration has been published.
     """
     there = [config for config in configs if record_path(folder, config).exists()]
@@ -164,6 +165,8 @@ def publish(configs: Iterable[RunConfig], folder: Path, published: Path) -> list
         moments = moments_path(folder, config)
         if moments.exists():  # a run without embeddings, or one from before they were kept, has none
             write_atomically(moments_path(published, config), partial(shutil.copyfile, moments))
+    if paths:
+        write_table(read_records(published), published.with_suffix(".csv"))
     return paths
 
 

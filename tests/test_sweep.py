@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -427,7 +428,8 @@ def test_a_failed_run_is_kept_with_its_reason_and_tried_again_only_on_request(ou
     assert status == 0
     assert read_record(record_path(out / "records", bad.replace(attempt=1))).status == "ok"
     assert read_record(record_path(out / "records", bad)) == record
-    assert len(list((tmp_path / "data" / "runs").iterdir())) == 4
+    assert len(list((tmp_path / "data" / "runs").glob("*.json"))) == 4
+    assert len(pd.read_csv(tmp_path / "data" / "runs.csv")) == 4
 
 
 def test_nothing_is_built_on_a_floor_that_failed(out, tmp_path):
@@ -451,8 +453,8 @@ def test_published_records_count_as_done_and_serve_as_floors(out, tmp_path, monk
     result = CliRunner().invoke(main, [*arguments, str(out)])
     assert result.exit_code == 0, result.output
     assert "published: 2 records in data/runs" in result.output
-    published = {path.name: path.read_text() for path in Path("data/runs").iterdir()}
-    assert len(published) == 2
+    published = sorted(path.suffix for path in Path("data/runs").iterdir())
+    assert published == [".json", ".json", ".safetensors", ".safetensors"]
 
     result = CliRunner().invoke(main, [*arguments, "elsewhere"])
     assert result.exit_code == 0
@@ -463,7 +465,7 @@ def test_published_records_count_as_done_and_serve_as_floors(out, tmp_path, monk
     record_path(Path("data/runs"), config).unlink()
     result = CliRunner().invoke(main, [*arguments, "elsewhere"])
     assert result.exit_code == 0
-    assert {path.stem: read_record(path).comparable() for path in Path("data/runs").iterdir()} == results(out)
+    assert {path.stem: read_record(path).comparable() for path in Path("data/runs").glob("*.json")} == results(out)
 
 
 def test_a_folder_that_is_not_there_ends_the_sweep_before_it_begins(tmp_path, monkeypatch):
