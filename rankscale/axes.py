@@ -118,7 +118,7 @@ class Study:
 
     @property
     def values(self) -> list[float]:
-        return sorted(self.runs["value"].unique())
+        return sorted(float(value) for value in self.runs["value"].unique())
 
     def ends(self) -> tuple[float, float]:
         """Smallest and largest value on the axis."""
@@ -252,7 +252,7 @@ def change(table: pd.DataFrame, column: str, start: float, end: float) -> Change
     sd, df = pooled_sd(table, column)
     difference = float(means[end] - means[start])
     half = stats.t.ppf((1 + LEVEL) / 2, df) * sd * np.sqrt(1 / counts[start] + 1 / counts[end]) if df else float("nan")
-    return Change(difference, difference - half, difference + half, sd, df)
+    return Change(difference, float(difference - half), float(difference + half), sd, df)
 
 
 def robust_sign(study: Study, suite: str, probes: Sequence[str] = PROBES) -> tuple[int, dict[str, Change]]:
