@@ -280,6 +280,45 @@ def _save_array(path: Path, z: Any) -> None:
         np.save(file, z)
 
 
+@main.command("import-dasheng")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--out", metavar="FILE.pt", type=click.Path(path_type=Path), help="[default: runs/encoders/CHECKPOINT.pt]"
+)
+def import_dasheng(checkpoint: Path, out: Path | None) -> None:
+    """Check a CHECKPOINT of Dasheng and keep it as an encoder of rankscale, bit for bit.
+
+    CHECKPOINT is what PyPI dasheng publishes (.pt), a .safetensors file with its JSON configuration beside it, or a
+    folder of the Hugging Face form. No code in it is run. `rankscale rank` and `place` take the result, or CHECKPOINT.
+    """
+    from rankscale import dasheng
+
+    encoder = dasheng.read_encoder(checkpoint)
+    out = out or Path("runs/encoders") / f"{checkpoint.resolve().stem}.pt"
+    if out.suffix != ".pt":
+        raise click.BadParameter("name a .pt file", param_hint="--out")
+    if out.exists() and out.samefile(checkpoint):
+        raise click.BadParameter("that is CHECKPOINT itself", param_hint="--out")
+    dasheng.write_dasheng(encoder, out)
+    click.echo(f"{dasheng.describe(encoder)}\nencoder: {_short(out.resolve())}")
+
+
+@main.command("export-dasheng")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, metavar="FILE.pt|FOLDER", type=click.Path(path_type=Path), help="where to")
+def export_dasheng(checkpoint: Path, out: Path) -> None:
+    """Write an encoder CHECKPOINT so that Dasheng's own code loads it, bit for bit.
+
+    A .pt file is for PyPI dasheng (Dasheng.from_pretrained); any other name is a folder for its Hugging Face form
+    (DashengModel.from_pretrained): model.safetensors and two JSON files.
+    """
+    from rankscale import dasheng
+
+    encoder = dasheng.read_encoder(checkpoint)
+    written = dasheng.write_dasheng(encoder, out)
+    click.echo(f"{dasheng.describe(encoder)}\nwritten: {_short(written.resolve())}")
+
+
 def _explain(error: ValueError) -> str:
     """What is wrong with which setting, without pydantic's own layout."""
     if not isinstance(error, ValidationError):

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rankscale.config import SAMPLE_RATE
-from rankscale.mae import Encoder, load_encoder
+from rankscale.dasheng import WEIGHTS, read_encoder
+from rankscale.mae import Encoder
 from rankscale.sound import files
 
 Embed = Callable[[Tensor], Tensor]  # log-Mel (batch, band, frame) in dB -> (batch, dim)
@@ -268,30 +269,75 @@ class Embedder:
 def load_embedder(
     spec: str | Path, weights: str | None = None, pool: str | None = None, device: str = "cpu"
 ) -> Embedder:
-    """An encoder checkpoint, or any model behind the HEAR interface.
+    """An encoder checkpoint, any model behind the HEAR interface, or any torch module.
 
-    spec: a checkpoint that `save_encoder` or Dasheng wrote; or a Python module, by its dotted name or as a .py file,
-    which runs, with `load_model(path) -> model` (model.sample_rate in Hz, model.scene_embedding_size) and
-    `get_scene_embeddings(audio (n_clip, sample), model) -> (n_clip, dim)` (hearbenchmark.com). weights: path for
-    load_model. pool: "mean" (default) or "meanstd" over time, for checkpoints; a HEAR model pools by itself.
+    spec is one of
+    - a checkpoint, as `dasheng.read_encoder` opens it: a file, or a folder of the Hugging Face form;
+    - a Python module, by its dotted name or as a .py file, which runs, with `load_model(path) -> model`
+      (model.sample_rate in Hz, model.scene_embedding_size) and
+      `get_scene_embeddings(audio (n_clip, sample), model) -> (n_clip, dim)` (hearbenchmark.com);
+    - module:name, where the name is an nn.Module, its class, or a function that makes one: its forward takes waveforms
+      (n_clip, sample) in [-1, 1] at its sample_rate (or sampling_rate, as X-ARES has it) and gives (n_clip, t, dim),
+      or (n_clip, dim).
+    weights: path that load_model, the class or the function is called with. pool: "mean" (default) or "meanstd" over
+    time; for models that give one embedding a clip by themselves, None.
     Modules are looked for in the working folder too. Raises FileNotFoundError, or ValueError that names the checkpoint
     or module and says what it lacks.
     """
-    path = Path(spec)
-    is_name = all(part.isidentifier() for part in str(spec).split("."))
-    if path.suffix == ".py" or (is_name and not path.is_file()):
-        return _hear_embedder(str(spec), weights, pool, device)
-    if not path.is_file():
+    path, text = Path(spec), str(spec)
+    module, colon, name = text.rpartition(":")
+    if colon and name.isidentifier() and _is_module(module):
+        return _torch_embedder(module, name, weights, pool, device)
+    if _is_module(text):
+        return _hear_embedder(text, weights, pool, device)
+    if not path.exists():
         raise FileNotFoundError(f"{spec}: no such checkpoint or Python module")
     if weights is not None:
         raise ValueError(f"{spec}: a checkpoint brings its own weights; a model path is for Python modules")
-    encoder, pool = load_encoder(path, device), pool or "mean"
+    encoder, pool = read_encoder(path, device), pool or "mean"
 
     @torch.inference_mode()
     def embed(waveform: Tensor) -> Tensor:
         return pool_tokens(encoder(waveform.to(device)), pool).float().cpu()
 
     return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed)
+
+
+def _is_module(spec: str) -> bool:
+    path = Path(spec)
+    is_name = all(part.isidentifier() for part in spec.split("."))
+    return path.suffix == ".py" or (is_name and not path.is_file() and not (path / WEIGHTS).is_file())
+
+
+def _torch_embedder(spec: str, name: str, weights: str | None, pool: str | None, device: str) -> Embedder:
+    found, spec = getattr(_import_module(spec), name, None), f"{spec}:{name}"
+    if not callable(found):
+        raise ValueError(f"{spec}: there is no such module, class or function")
+    with _foreign(spec, "making the model"):
+        model = found if isinstance(found, nn.Module) else found(*[] if weights is None else [weights])
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{spec}: is or makes a {type(model).__name__}, not a torch.nn.Module")
+    model.to(device).eval()
+    rate = _positive(spec, model, "sample_rate" if hasattr(model, "sample_rate") else "sampling_rate")
+
+    @torch.no_grad()
+    def forward(waveform: Tensor) -> Tensor:
+        with _foreign(spec, "its forward"):
+            z = model(waveform.to(device))
+        if not isinstance(z, Tensor) or z.ndim not in (2, 3) or len(z) != len(waveform) or not z.is_floating_point():
+            what = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(
+                f"{spec}: its forward gave {what} for {len(waveform)} clips; give floating point (clip, time, dim), "
+                "or (clip, dim)"
+            )
+        return z.float().cpu()
+
+    if forward(torch.zeros(1, rate)).ndim == 3:
+        pool = pool or "mean"
+        return Embedder(name, rate, f"{pool} over time", lambda waveform: pool_tokens(forward(waveform), pool))
+    if pool is not None:
+        raise ValueError(f"{spec}: gives one embedding a clip by itself; leave pool out")
+    return Embedder(name, rate, "the model's own", forward)
 
 
 def _hear_embedder(spec: str, weights: str | None, pool: str | None, device: str) -> Embedder:
@@ -358,7 +404,7 @@ def _foreign(spec: str, doing: str) -> Iterator[None]:
 def _positive(spec: str, model: Any, name: str) -> int:
     value = getattr(model, name, None)
     if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{spec}: the model's {name} is {value!r}; the HEAR interface asks for a positive integer")
+        raise ValueError(f"{spec}: the model's {name} is {value!r}; it must be a positive integer")
     return int(value)
 
 

@@ -1,10 +1,9 @@
 """An encoder behind the interfaces that others test encoders with: HEAR's functions and X-ARES's class.
 
-    hear-validator rankscale.hear -m encoder.pt -d cpu            HEAR (Turian et al. 2022), PyPI hearvalidator
-    from xares.audio_encoder_checker import check_audio_encoder    X-ARES (Zhang et al. 2025), PyPI xares
-    check_audio_encoder(Encoder("encoder.pt"))
+* HEAR (Turian et al. 2022): `hear-validator rankscale.hear -m encoder.pt -d cpu`, of PyPI hearvalidator.
+* X-ARES (Zhang et al. 2025): `xares.audio_encoder_checker.check_audio_encoder(Encoder("encoder.pt"))`, of PyPI xares.
 
-Either opens what `mae.load_encoder` opens. Where the caller cannot name a file, as X-ARES cannot, the environment
+Either opens what `dasheng.read_encoder` opens. Where the caller cannot name a file, as X-ARES cannot, the environment
 variable RANKSCALE_ENCODER names it; without one an untrained encoder answers, with a warning.
 Long clips are heard in pieces, so that ten minutes need hardly more memory than their own log-Mel picture.
 """
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from rankscale import mae  # not its Encoder: X-ARES wants one name here that ends so
 from rankscale.config import BANDS, HOP, SAMPLE_RATE, RunConfig
+from rankscale.dasheng import read_encoder
 from rankscale.mel import mel_stats
 from rankscale.sound.synth import synthesize
 
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
     def __init__(self, path: str | Path | None = None):
         super().__init__()
         path = path or os.environ.get(CHECKPOINT)
-        self.net = mae.load_encoder(path) if path else _untrained()
+        self.net = read_encoder(path) if path else _untrained()
         self.output_dim = self.scene_embedding_size = self.timestamp_embedding_size = self.net.spec.width
 
         patch_ms = self.net.spec.patch_frames * 1000 * HOP / SAMPLE_RATE

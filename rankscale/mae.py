@@ -237,7 +237,8 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         self.spec = spec = EncoderSpec(width, depth, heads, mlp_ratio, patch_frames, target_frames)
-        self.front_end = LogMel()
+        with torch.device("cpu"):  # torchaudio looks at its filters, so they must be real where weights are "meta"
+            self.front_end = LogMel()
         self.init_bn = nn.Sequential(nn.Identity(), InputNorm(BANDS))  # named init_bn.1, as Dasheng's
         self.patch_embed = PatchEmbed(width, patch_frames)
         self.time_pos_embed = nn.Parameter(torch.randn(1, width, 1, spec.tokens) * 0.02)

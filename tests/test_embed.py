@@ -255,6 +255,70 @@ def test_embeddings_of_another_kind_are_refused(body, words, hear_module):
         embedder.embed(torch.rand(2, 900))
 
 
+TORCH_MODULE = """
+import torch
+
+class Frames(torch.nn.Module):
+    sampling_rate = 8000
+
+    def __init__(self, path=""):
+        super().__init__()
+        self.gain = 2.0 if path else 1.0
+
+    def forward(self, audio):
+        assert not self.training
+        return self.gain * torch.stack(audio.split(100, dim=1)[:4], dim=1)[..., :3]
+
+class Whole(Frames):
+    sample_rate = 16_000
+    forward = lambda self, audio: audio[:, :5]
+
+ready = Whole().train()
+def make(path=""): return Frames(path)
+def number(): return 1
+class Rateless(torch.nn.Module): pass
+class Flat(Frames): forward = lambda self, audio: audio[0]
+class Pair(Frames): forward = lambda self, audio: (audio, audio)
+"""
+
+
+@pytest.mark.parametrize("name", ["Frames", "make"])
+def test_a_torch_module_is_pooled_as_asked(name, hear_module):
+    path, audio = hear_module(TORCH_MODULE), torch.rand(2, 900)
+    frames = torch.stack(audio.split(100, dim=1)[:4], dim=1)[..., :3]
+    for pool in ("mean", "meanstd"):
+        embedder = load_embedder(f"{path}:{name}", pool=pool)
+        assert (embedder.name, embedder.rate, embedder.pool) == (name, 8000, f"{pool} over time")
+        torch.testing.assert_close(embedder.embed(audio), pool_tokens(frames, pool))
+    torch.testing.assert_close(load_embedder(f"{path}:{name}", "w").embed(audio), 2 * frames.mean(1))
+
+
+@pytest.mark.parametrize("name", ["Whole", "ready"])
+def test_a_torch_module_may_pool_by_itself(name, hear_module, tmp_path, monkeypatch):
+    hear_module(TORCH_MODULE)
+    monkeypatch.chdir(tmp_path)
+    embedder, audio = load_embedder(f"toy_hear:{name}"), torch.rand(2, 900)
+    assert (embedder.rate, embedder.pool) == (16_000, "the model's own")
+    assert torch.equal(embedder.embed(audio), audio[:, :5])
+    with pytest.raises(ValueError, match="one embedding a clip by itself; leave pool out"):
+        load_embedder(f"toy_hear:{name}", pool="mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Missing", "toy_hear.py:Missing: there is no such module, class or function"),
+        ("number", "makes a int, not a torch.nn.Module"),
+        ("Rateless", "sampling_rate is None; it must be a positive integer"),
+        ("Flat", r"gave torch.float32 of shape \(8000,\) for 1 clips; give floating point \(clip, time, dim\)"),
+        ("Pair", "gave tuple for 1 clips"),
+    ],
+)
+def test_torch_modules_that_lack_something_are_told_what(name, words, hear_module):
+    with pytest.raises(ValueError, match=words):
+        load_embedder(f"{hear_module(TORCH_MODULE)}:{name}")
+
+
 def test_specs_that_are_nothing_are_refused(hear_module, tmp_path):
     torch.save(TENSOR, tmp_path / "z.pt")
     for spec, error, words in (
