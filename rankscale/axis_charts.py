@@ -126,6 +126,59 @@ def follow_chart(study: Study, rank: str = "rankme") -> alt.LayerChart:
     return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=280)
 
 
+def placement_chart(records: pd.DataFrame, mine: pd.DataFrame) -> alt.LayerChart:
+    """Q against RankMe: runs as dots, one encoder as a cross with its interval; probe and tasks are chosen below.
+
+    records: columns encoder, steps, seed, rankme, probe, suite, q, or no rows; steps 0 is drawn hollow. mine: rankme,
+    low, high, and, with one row for each probe and suite, q, logmel_mean, logmel_meanstd (dashed lines); without these
+    it is an upright line.
+    """
+    probed = "q" in mine
+    records, mine = (_near(_measured(table)) for table in (records, mine))
+    present = set(mine["measure"] if probed else records["measure"])
+    measures = [name for name in (measure_name(p, s) for s in SUITE_NAMES for p in PROBE_NAMES) if name in present]
+    menu = _menu(measures or ["none"], "placement_measure")
+    across = {"title": "RankMe (directions)", "scale": alt.Scale(zero=False, padding=14)}
+    x, low = (alt.X(f"{name}:Q", **across) for name in ("rankme", "low"))
+    y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=14))
+
+    def chosen(table: pd.DataFrame) -> alt.Chart:
+        return alt.Chart(table).transform_filter(alt.datum.measure == menu)
+
+    tooltip = ["encoder:N", "steps:Q", "seed:O", alt.Tooltip("rankme:Q", title="RankMe"), "q:Q"]
+    here = {"color": CATEGORY_COLOURS[1], "strokeWidth": 3}
+    layers = []
+    for kind, filled in ((records["steps"] > 0, True), (records["steps"] == 0, False)):
+        look = {"size": 45, "opacity": 0.75, "filled": filled, "color": CATEGORY_COLOURS[0] if filled else INK}
+        layers.append(chosen(records[kind]).mark_point(**look).encode(x=x, y=y, tooltip=tooltip))
+    if not probed:
+        line = alt.Chart(mine).mark_rule(**here).encode(x=x, tooltip=["rankme:Q", "low:Q", "high:Q"])
+        return alt.layer(*layers, line).add_params(menu).properties(width=WIDTH, height=280)
+    floors = mine.drop(columns="q").melt(["measure"], ["logmel_mean", "logmel_meanstd"], "floor", "q").dropna()
+    floors["floor"] = floors["floor"].map({"logmel_mean": "log-Mel, mean", "logmel_meanstd": "log-Mel, mean and SD"})
+    rule = chosen(floors).mark_rule(strokeDash=[5, 4], color=INK)
+    word = chosen(floors).mark_text(align="left", baseline="bottom", dx=4, dy=-2, fontSize=11)
+    cross = chosen(mine).mark_point(shape="cross", size=220, filled=True, opacity=1, color=CATEGORY_COLOURS[1])
+    reach = chosen(mine).mark_rule(**here)
+    layers += [
+        rule.encode(y=y),
+        word.encode(x=alt.value(0), y=y, text="floor:N"),
+        reach.encode(x=low, x2="high:Q", y=y),
+        cross.encode(x=x, y=y, tooltip=["rankme:Q", "low:Q", "high:Q", "q:Q"]),
+    ]
+    return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=280)
+
+
+def _measured(table: pd.DataFrame) -> pd.DataFrame:
+    """With the names of probe and suite in menus; an empty table gets its columns."""
+    if table.empty:
+        return pd.DataFrame(columns=["encoder", "steps", "seed", "rankme", "q", "measure"])
+    if "probe" not in table:
+        return table
+    names = [measure_name(probe, suite) for probe, suite in zip(table["probe"], table["suite"], strict=True)]
+    return table.drop(columns=["probe", "suite"]).assign(measure=names)
+
+
 def short_value(value: float) -> str:
     """A place on an axis in few characters: 64, 4k, 64k (of 1000 or of 1024, whichever divides it)."""
     for thousand in (1000, 1024):

@@ -20,6 +20,7 @@ from rankscale.config import RunConfig, profile
 EXECUTORS = ("processes", "in-process", "ray")
 
 if TYPE_CHECKING:
+    from rankscale.embed import Embedder
     from rankscale.report import RankReport
 
 
@@ -204,72 +205,103 @@ def records_command(folder: Path, table: Path | None, schema: bool) -> None:
         click.echo(f"table: {table}")
 
 
+def _embedding_options(command: Callable) -> Callable:
+    """How audio becomes embeddings and these a rank: what `rank` and `place` have in common."""
+    options = [
+        click.option("--model-path", metavar="PATH", help="what the module is loaded with"),
+        click.option(
+            "--pool", type=click.Choice(["mean", "meanstd"]), help="over time, where a model does not  [default: mean]"
+        ),
+        click.option("--clip-s", type=float, help="seconds of a clip  [default: 10, as AudioSet's are; of synth 1.28]"),
+        click.option(
+            "--synth-clips", default=12_288, show_default=True, type=click.IntRange(2), help="how many of --audio synth"
+        ),
+        click.option("--batch", default=16, show_default=True, help="clips embedded at once"),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda"),
+        click.option(
+            "--cache", default="runs/cache", show_default=True, type=click.Path(path_type=Path), help="of audio scans"
+        ),
+        click.option("--eps", default=1e-7, show_default=True, help="RankMe's constant"),
+        click.option(
+            "--groups",
+            default=10,
+            show_default=True,
+            type=click.IntRange(2),
+            help="of clips, left out in turn for the intervals",
+        ),
+        click.option("--seed", default=0, show_default=True, help="of these groups"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--key", help="which tensor of FILE, or which column, where there are several")
 @click.option("--encoder", metavar="PATH|MODULE", help="embed audio with this checkpoint, or Python module (see below)")
-@click.option("--audio", metavar="DIR", type=click.Path(path_type=Path), help="folder of audio files for --encoder")
-@click.option("--model-path", metavar="PATH", help="what the module's load_model is called with")
-@click.option("--pool", type=click.Choice(["mean", "meanstd"]), help="over time, for checkpoints  [default: mean]")
-@click.option("--clip-s", default=10.0, show_default=True, help="seconds of a clip: 10, as AudioSet's are")
-@click.option("--batch", default=16, show_default=True, help="clips embedded at once")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--audio", metavar="DIR|synth", help="folder of audio files for --encoder, or the book's synthetic clips")
 @click.option("--save", metavar="Z.NPY", type=click.Path(path_type=Path), help="keep the embeddings")
-@click.option(
-    "--cache", default="runs/cache", show_default=True, type=click.Path(path_type=Path), help="of audio scans"
-)
-@click.option("--eps", default=1e-7, show_default=True, help="RankMe's constant")
 @click.option("--center/--no-center", default=None, help="subtract the mean clip for all numbers, or for none")
-@click.option("--groups", default=10, show_default=True, help="of clips, left out in turn for the intervals")
-@click.option("--seed", default=0, show_default=True, help="of these groups")
+@_embedding_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there")
 @click.option("--plot", metavar="HTML", type=click.Path(path_type=Path), help="draw the eigenspectrum, as one file")
-def rank(file: Path | None, as_json: bool, plot: Path | None, groups: int, **options: Any) -> None:
+def rank(file: Path | None, as_json: bool, plot: Path | None, **options: Any) -> None:
     """How many directions an embedding matrix uses: RankMe and its relatives, with intervals and warnings.
 
     FILE holds one row a clip: .npy (may be larger than memory), .pt, .safetensors or .parquet. Or measure your own
-    model: --encoder takes a checkpoint of rankscale or Dasheng, or a Python module (dotted name or .py file) with the
-    HEAR functions load_model(path) and get_scene_embeddings(audio, model); files under --audio are cut into clips.
+    model: --encoder takes a checkpoint of rankscale or Dasheng; a Python module (dotted name or .py file) with the HEAR
+    functions load_model(path) and get_scene_embeddings(audio, model); or MODULE:NAME of a torch module whose forward
+    takes waveforms. Files under --audio are cut into clips.
     """
     if (file is None) == (options["encoder"] is None) or (options["encoder"] is None) != (options["audio"] is None):
         raise click.UsageError("give a FILE of embeddings, or --encoder and --audio together")
-    if groups < 2:
-        raise click.BadParameter("at least 2", param_hint="--groups")
     with contextlib.redirect_stdout(sys.stderr):  # models like to print
-        report = _rank_file(file, groups, options) if file else _rank_audio(groups, options)
+        report = _rank_file(file, options) if file else _rank_audio(_embedder(options), options)
     click.echo(report.to_json() if as_json else report.text())
     if plot:
         report.save_plot(plot)
         click.echo(f"plot: {_short(plot.resolve())}", err=as_json)
 
 
-def _rank_file(file: Path, groups: int, options: dict[str, Any]) -> RankReport:
+def _rank_file(file: Path, options: dict[str, Any]) -> RankReport:
     from rankscale.embed import load_embeddings
     from rankscale.report import rank_report
 
     z = load_embeddings(file, options["key"])
     source = f"{file.name}:{options['key']}" if options["key"] else file.name
     try:
-        return rank_report(z, source, options["eps"], options["center"], groups=groups, seed=options["seed"])
+        return rank_report(z, source, options["eps"], options["center"], groups=options["groups"], seed=options["seed"])
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _rank_audio(groups: int, options: dict[str, Any]) -> RankReport:
-    from rankscale.embed import embed_folder, load_embedder
+def _embedder(options: dict[str, Any]) -> Embedder:
+    from rankscale.embed import load_embedder
     from rankscale.pretrain import pick_device
+
+    return load_embedder(options["encoder"], options["model_path"], options["pool"], pick_device(options["device"]))
+
+
+def _rank_audio(embedder: Embedder, options: dict[str, Any]) -> RankReport:
+    from rankscale.embed import CLIP_S, embed_folder, embed_synth
     from rankscale.report import rank_report
     from rankscale.storage import write_atomically
 
-    embedder = load_embedder(options["encoder"], options["model_path"], options["pool"], pick_device(options["device"]))
-    found = embed_folder(embedder, options["audio"], options["clip_s"], options["batch"], options["cache"])
+    audio = options["audio"]
+    if audio == "synth":
+        clip_s, name = options["clip_s"] or 1.28, "synthetic clips"
+        found = embed_synth(embedder, options["synth_clips"], clip_s)
+    else:
+        clip_s, name = options["clip_s"] or CLIP_S, Path(audio).name or audio
+        found = embed_folder(embedder, audio, clip_s, options["batch"], options["cache"])
     if save := options["save"]:
         write_atomically(save, lambda temporary: _save_array(temporary, found.z))
         click.echo(f"embeddings: {_short(save.resolve())}", err=True)
-    source = f"{embedder.name} on {options['audio'].name or options['audio']}, clips of {options['clip_s']:g} s"
+    source = f"{embedder.name} on {name}, clips of {clip_s:g} s"
     return rank_report(
-        found.z, source, options["eps"], options["center"], embedder.pool, groups, options["seed"], found.files,
-        found.remarks,
+        found.z, source, options["eps"], options["center"], embedder.pool, options["groups"], options["seed"],
+        found.files, found.remarks,
     )  # fmt: skip
 
 
@@ -278,6 +310,69 @@ def _save_array(path: Path, z: Any) -> None:
 
     with path.open("wb") as file:  # given a name, NumPy would add its own ending
         np.save(file, z)
+
+
+@main.command(cls=_ListOptions)
+@click.option("--encoder", required=True, metavar="SPEC", help="as for `rank`, or a .npy file of embeddings")
+@click.option("--audio", metavar="DIR|synth", help="what RankMe is measured on: a folder, or the records' own clips")
+@click.option(
+    "--tasks", multiple=True, metavar="ENTRY ...", help="synth, one such as synth:pitch, or HEAR task folders"
+)
+@click.option("--features", metavar="DIR", type=click.Path(path_type=Path), help="of a .npy: DIR/TASK/SPLIT.npy, for Q")
+@click.option("--task-clips", type=int, help="of each synthetic task and split  [default: the frozen sizes]")
+@click.option(
+    "--test-folds", type=click.Choice(["unseen", "all"]), default="unseen", show_default=True, help="of task folders"
+)
+@click.option(
+    "--records", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="[default: data/runs of the checkout]",
+)  # fmt: skip
+@_embedding_options
+@click.option("--out", default="place.html", show_default=True, type=click.Path(path_type=Path), help="the figure")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there")
+def place(
+    tasks: tuple[str, ...], features: Path | None, task_clips: int | None, test_folds: str, records: Path | None,
+    out: Path, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Rank and probe your own encoder, and place it among the published records: a page, and numbers.
+
+    SPEC is a checkpoint of rankscale or Dasheng; a Python module with the HEAR functions; MODULE:NAME of a torch
+    module; or a .npy file of embeddings, one row a clip. --audio synth measures RankMe on the clips that the records'
+    is measured on, --tasks synth scores the tasks that they were scored on: then the numbers can be compared.
+    """
+    from rankscale import place as placing
+    from rankscale.records import read_records
+
+    try:
+        config = RunConfig(tasks=tasks or ("synth",), task_clips=task_clips, test_folds=test_folds)
+    except ValueError as error:
+        raise click.UsageError(_explain(error)) from error
+    matrix = Path(options["encoder"]) if Path(options["encoder"]).suffix in (".npy", ".parquet") else None
+    _check_place(matrix, features, tasks, options)
+    cache = options["cache"]
+    with contextlib.redirect_stdout(sys.stderr):  # models like to print
+        if matrix:
+            report = _rank_file(matrix, options | {"key": None, "center": None})
+            scores = placing.score_matrices(features, config, cache) if tasks else {}
+        else:
+            embedder = _embedder(options)
+            report = _rank_audio(embedder, options | {"save": None, "center": None})
+            scores = placing.score_encoder(embedder, config, cache) if tasks else {}
+        published = read_records(records or Path(__file__).parents[1] / "data" / "runs")
+        heard = "synth" if options["audio"] == "synth" else report.source
+        placement = placing.place(report, scores, config, published, cache, heard)
+    click.echo(placement.to_json() if as_json else placement.text())
+    placement.save_page(out)
+    click.echo(f"page: {_short(out.resolve())}", err=as_json)
+
+
+def _check_place(matrix: Path | None, features: Path | None, tasks: tuple[str, ...], options: dict[str, Any]) -> None:
+    if matrix and options["audio"]:
+        raise click.UsageError("a file of embeddings hears nothing: leave --audio out")
+    if matrix and bool(tasks) != bool(features):
+        raise click.UsageError("a file of embeddings is probed with --tasks and --features together")
+    if not matrix and (not options["audio"] or features):
+        raise click.UsageError("an encoder needs --audio (a folder, or synth), and no --features")
 
 
 @main.command("import-dasheng")

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torchaudio.functional import resample
 from tqdm import tqdm
 
 from rankscale.config import SAMPLE_RATE
+from rankscale.corpus import HELDOUT_START, SHARD
 from rankscale.dasheng import WEIGHTS, read_encoder
 from rankscale.mae import Encoder
-from rankscale.sound import files
+from rankscale.sound import files, synth
 
 Embed = Callable[[Tensor], Tensor]  # log-Mel (batch, band, frame) in dB -> (batch, dim)
 
@@ -257,13 +259,21 @@ class Embedder:
     """Something that turns sound into embeddings.
 
     embed: waveforms (n_clip, sample) at `rate` Hz in [-1, 1] -> (n_clip, dim) float32 on the CPU. name: for reports.
-    pool: in words, how a clip's embedding comes from its frames.
+    pool: in words, how a clip's embedding comes from its frames. embed_mel: the same from our log-Mel, for encoders
+    that hear it.
     """
 
     name: str
     rate: int
     pool: str
     embed: Callable[[Tensor], Tensor]
+    embed_mel: Embed | None = None
+
+    def hear(self, waveform: Tensor) -> Tensor:
+        """`embed` of waveforms (n_clip, sample) at 16 kHz, resampled if need be."""
+        if self.rate != SAMPLE_RATE:
+            waveform = resample(waveform, SAMPLE_RATE, self.rate, lowpass_filter_width=64)
+        return self.embed(waveform)
 
 
 def load_embedder(
@@ -300,7 +310,7 @@ def load_embedder(
     def embed(waveform: Tensor) -> Tensor:
         return pool_tokens(encoder(waveform.to(device)), pool).float().cpu()
 
-    return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed)
+    return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed, encoder_embedding(encoder, pool))
 
 
 def _is_module(spec: str) -> bool:
@@ -450,6 +460,22 @@ def embed_folder(
     if not blocks:
         raise ValueError("\n".join([f"{folder}: no clip to embed", *remarks]))
     return FolderEmbeddings(np.concatenate(blocks), np.array(names), remarks)
+
+
+def embed_synth(embedder: Embedder, clips: int, clip_s: float = 1.28, progress: bool = True) -> FolderEmbeddings:
+    """Embed the synthetic clips that the book's records measure RankMe on: held out, of the corpus with seed 0."""
+    starts, blocks = range(0, clips, SHARD), []
+    for start in tqdm(starts, "embedding synthetic clips", unit="shard", disable=not progress):
+        index = range(HELDOUT_START + start, HELDOUT_START + min(start + SHARD, clips))
+        waveform = synth.synthesize(index, clip_s=clip_s).waveform
+        blocks += [embedder.hear(part).numpy() for part in waveform.split(BLOCK)]
+    z = np.concatenate(blocks)
+    if not np.isfinite(z).all():
+        raise ValueError(f"{embedder.name}: gives NaN or infinity for a synthetic clip")
+    upper = (
+        f"synthetic clips have no frequencies above {SAMPLE_RATE // 2} Hz; the encoder listens at {embedder.rate} Hz"
+    )
+    return FolderEmbeddings(z, np.arange(clips), (upper,) if embedder.rate > SAMPLE_RATE else ())
 
 
 def _embed_clips(embedder: Embedder, clips: list[files.Clip]) -> np.ndarray:

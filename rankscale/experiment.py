@@ -261,8 +261,12 @@ def _alpha(centred: Tensor) -> spectra.PowerLawDecay | None:
 
 def load_suites(config: RunConfig, cache: Path, progress: bool = True) -> list[Suite]:
     """The scene tasks of a configuration with their log-Mel clips. Raises ValueError where a folder has no task."""
-    named = [(task, suite) for entry in config.tasks for task, suite in _tasks_of(entry, config)]
-    return [_suite(task, suite, cache) for task, suite in tqdm(named, "tasks", disable=not progress)]
+    return [_suite(task, suite, cache) for task, suite in tqdm(list_tasks(config), "tasks", disable=not progress)]
+
+
+def list_tasks(config: RunConfig) -> list[tuple[Task, str]]:
+    """The scene tasks of a configuration, each with its suite. Raises ValueError where a folder has none."""
+    return [(task, suite) for entry in config.tasks for task, suite in _tasks_of(entry, config)]
 
 
 def _tasks_of(entry: str, config: RunConfig) -> list[tuple[Task, str]]:

@@ -253,7 +253,7 @@ def test_a_checkpoint_is_measured_on_real_recordings(real_audio, tmp_path):
         (["--encoder", "e.pt"], "give a FILE"),
         (["none.npy"], "none.npy: no such file"),
         (["--encoder", "none.pt", "--audio", "a"], "none.pt: no such checkpoint"),
-        (["z.npy", "--groups", "1"], "at least 2"),
+        (["z.npy", "--groups", "1"], "1 is not in the range x>=2"),
     ],
 )
 def test_wrong_calls_end_in_one_plain_message(args, words):
