@@ -343,11 +343,14 @@ def place(
     from rankscale import place as placing
     from rankscale.records import read_records
 
+    matrix = Path(options["encoder"]) if Path(options["encoder"]).suffix in (".npy", ".parquet") else None
+    heard = {"corpus": matrix.name if matrix else Path(options["audio"] or ".").name or "."}
+    if options["audio"] == "synth" and options["clip_s"]:
+        heard["clip_s"] = options["clip_s"]
     try:
-        config = RunConfig(tasks=tasks or ("synth",), task_clips=task_clips, test_folds=test_folds)
+        config = RunConfig(tasks=tasks or ("synth",), task_clips=task_clips, test_folds=test_folds, **heard)
     except ValueError as error:
         raise click.UsageError(_explain(error)) from error
-    matrix = Path(options["encoder"]) if Path(options["encoder"]).suffix in (".npy", ".parquet") else None
     _check_place(matrix, features, tasks, options)
     cache = options["cache"]
     with contextlib.redirect_stdout(sys.stderr):  # models like to print
@@ -359,8 +362,7 @@ def place(
             report = _rank_audio(embedder, options | {"save": None, "center": None})
             scores = placing.score_encoder(embedder, config, cache) if tasks else {}
         published = read_records(records or Path(__file__).parents[1] / "data" / "runs")
-        heard = "synth" if options["audio"] == "synth" else report.source
-        placement = placing.place(report, scores, config, published, cache, heard)
+        placement = placing.place(report, scores, config, published, cache)
     click.echo(placement.to_json() if as_json else placement.text())
     placement.save_page(out)
     click.echo(f"page: {_short(out.resolve())}", err=as_json)

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -71,7 +72,7 @@ class Suite:
 
     task: Task
     suite: str  # "synthetic" or "real"
-    mels: dict[str, MelBlocks]
+    mels: Mapping[str, Iterable[Tensor]]  # split -> blocks of clips, readable again; log-Mel, or what `embed` takes
 
     def features(self, embed: Embed) -> dict[str, np.ndarray]:
         """split -> (n_clip, dim)."""

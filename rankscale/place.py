@@ -7,6 +7,7 @@ clips are the same too, which a remark says.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from rankscale.embed import Embedder, load_embeddings
 from rankscale.experiment import Suite, list_tasks, load_suites, logmel_floors, score_all
 from rankscale.probe import PROBES, quality
 from rankscale.records import RunRecord, Scores
-from rankscale.report import RankReport
+from rankscale.report import TEXT_WIDTH, RankReport
 from rankscale.sound.synthetic_tasks import CANDIDATES
 from rankscale.sound.tasks import Task
 
@@ -93,8 +94,13 @@ class Placement(_Part):
         lines = [layout.format("Q of tasks", "probe", "Q", "log-Mel", "log-Mel + SD", "above records")]
         for row in self.table().itertuples():
             numbers = (f"{value:.3f}" for value in (row.q, row.logmel_mean, row.logmel_meanstd))
-            lines.append(layout.format(row.suite, row.probe, *numbers, f"{row.above} of {row.records}"))
-        parts = [self.rank.text(), "\n".join(lines) if self.tasks else "", *(f"! {remark}" for remark in self.remarks)]
+            above = f"{row.above} of {row.records}" if row.records else "-"
+            lines.append(layout.format(row.suite, row.probe, *numbers, above))
+        remarks = [
+            textwrap.fill(f"! {remark}", TEXT_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+            for remark in self.remarks
+        ]
+        parts = [self.rank.text(), "\n".join(lines) if self.tasks else "", "\n".join(remarks)]
         return "\n\n".join(part for part in parts if part)
 
     def chart(self) -> alt.LayerChart:
@@ -189,13 +195,12 @@ def place(
     config: RunConfig,
     records: Iterable[RunRecord],
     cache: Path,
-    heard: str = "other clips",
     progress: bool = True,
 ) -> Placement:
     """Put an encoder's rank and scores beside the records'.
 
-    scores: of `score_encoder` or `score_matrices` on `config.tasks`, or {} where nothing was probed. heard: what RankMe
-    was measured on, "synth" for the records' own clips. Floors come from the records, or are measured.
+    scores: of `score_encoder` or `score_matrices` on `config.tasks`, or {} where nothing was probed. config: says which
+    tasks, and in `corpus` and `clip_s` what RankMe was measured on. Floors come from the records, or are measured.
     """
     found = [record for record in records if record.status == "ok" and record.rank and record.rank.layer == "last"]
     tasks = list_tasks(config) if scores else []
@@ -214,7 +219,7 @@ def place(
         quality=_qualities(scores, lists),
         floors=_floors(near, lists, config, cache, progress) if scores else {},
         neighbours=tuple(_neighbour(record, qualities[record.hash]) for record in near),
-        remarks=tuple(_remarks(found, near, qualities, lists, heard)),
+        remarks=tuple(_remarks(found, near, qualities, lists, config)),
     )
 
 
@@ -279,7 +284,7 @@ def _floors(
 
 
 def _remarks(
-    found: list[RunRecord], near: list[RunRecord], qualities: dict[str, Qualities], lists: Lists, heard: str
+    found: list[RunRecord], near: list[RunRecord], qualities: dict[str, Qualities], lists: Lists, config: RunConfig
 ) -> Iterator[str]:
     if not found:
         yield "no published record was found (--records): nothing is drawn beside this encoder"
@@ -294,9 +299,12 @@ def _remarks(
             )
         elif count < len(found):
             yield f"{suite}: {count} of {len(found)} published records were scored on these tasks; only they are shown"
-    same = sum(record.config.corpus == ("synth",) for record in near) if heard == "synth" else 0
-    if near and same < len(near):
+    if others := sum(not _heard_alike(record.config, config) for record in near):
         yield (
-            f"RankMe was measured on {heard}, that of {len(near) - same} of the {len(near)} records shown on clips of "
-            "their own: it moves with the clips, so compare it with --audio synth"
+            f"RankMe was measured on {' and '.join(config.corpus)}, that of {others} of the {len(near)} records shown "
+            "on other clips, and it moves with the clips: --audio synth measures it on those of the synthetic corpus"
         )
+
+
+def _heard_alike(one: RunConfig, other: RunConfig) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in ("corpus", "corpus_seed", "clip_s"))

@@ -93,7 +93,7 @@ def test_records_are_compared_on_my_tasks_only(made, config):
     published = records.read_records(made.records)
     score = {"score": 0.5, "top1_acc": 0.6}
     scores = {probe: {"rhythm": score} for probe in ("linear", "knn", "linear_rp32", "mlp")}
-    found = place(some_rank(), scores, mine, published, made.cache, "synth", progress=False)
+    found = place(some_rank(), scores, mine, published, made.cache, progress=False)
     for record, neighbour in zip(published, found.neighbours, strict=True):
         assert neighbour.quality["linear"] == {"synthetic": record.scores["linear"]["rhythm"]["score"]}
     table = found.table()
@@ -118,18 +118,18 @@ def test_other_tasks_or_sizes_are_not_compared(change, made, config, monkeypatch
 
 def test_without_tasks_rank_alone_is_placed(made, config):
     published = records.read_records(made.records)
-    found = place(some_rank(), {}, config, published, made.cache, "my clips", progress=False)
+    found = place(some_rank(), {}, config.replace(corpus="my clips"), published, made.cache, progress=False)
     assert found.quality == {} and len(found.neighbours) == 2
     assert [n.quality for n in found.neighbours] == [record.quality for record in published]
     assert "nothing was probed" in found.remarks[0]
-    assert "RankMe was measured on my clips, that of 2 of the 2 records" in found.remarks[1]
+    assert "RankMe was measured on my clips, that of 2 of the 2 records shown on other clips" in found.remarks[1]
     marks = [layer["mark"]["type"] for layer in found.chart().to_dict()["layer"]]
     assert marks == ["point", "point", "rule"]
 
 
 def test_without_records_there_is_nothing_beside(config, tmp_path):
     found = place(some_rank(), {}, config, [], tmp_path, progress=False)
-    assert "no published record was found" in found.remarks[0] and found.chart().to_json()
+    assert found.remarks[0].startswith("no published record was found") and found.chart().to_json()
 
 
 # --- anybody's --------------------------------------------------------------------------------------------

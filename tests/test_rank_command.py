@@ -245,6 +245,15 @@ def test_a_checkpoint_is_measured_on_real_recordings(real_audio, tmp_path):
     assert "K = 64 dimensions" in words and "pooling: meanstd over time" in words
 
 
+def test_a_checkpoint_is_measured_on_the_synthetic_clips_of_the_book(tmp_path):
+    torch.manual_seed(0)
+    save_encoder(Encoder(32, 1), tmp_path / "toy.pt")
+    result = rank("--encoder", tmp_path / "toy.pt", "--audio", "synth", "--synth-clips", 96, "--json")
+    report = RankReport.model_validate_json(result.stdout)
+    assert (report.n_clip, report.dim, report.clusters) == (96, 32, 96)
+    assert report.source == "toy.pt on synthetic clips, clips of 1.28 s"
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
