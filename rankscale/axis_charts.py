@@ -131,7 +131,7 @@ def placement_chart(records: pd.DataFrame, mine: pd.DataFrame) -> alt.LayerChart
 
     records: columns encoder, steps, seed, rankme, probe, suite, q, or no rows; steps 0 is drawn hollow. mine: rankme,
     low, high, and, with one row for each probe and suite, q, logmel_mean, logmel_meanstd (dashed lines); without these
-    it is an upright line.
+    it is an upright line in a band.
     """
     probed = "q" in mine
     records, mine = (_near(_measured(table)) for table in (records, mine))
@@ -152,8 +152,13 @@ def placement_chart(records: pd.DataFrame, mine: pd.DataFrame) -> alt.LayerChart
         look = {"size": 45, "opacity": 0.75, "filled": filled, "color": CATEGORY_COLOURS[0] if filled else INK}
         layers.append(chosen(records[kind]).mark_point(**look).encode(x=x, y=y, tooltip=tooltip))
     if not probed:
-        line = alt.Chart(mine).mark_rule(**here).encode(x=x, tooltip=["rankme:Q", "low:Q", "high:Q"])
-        return alt.layer(*layers, line).add_params(menu).properties(width=WIDTH, height=280)
+        base = alt.Chart(mine).encode(tooltip=["rankme:Q", "low:Q", "high:Q"])
+        band = base.mark_rect(color=CATEGORY_COLOURS[1], opacity=0.2).encode(x=low, x2="high:Q")
+        return (
+            alt.layer(*layers, band, base.mark_rule(**here).encode(x=x))
+            .add_params(menu)
+            .properties(width=WIDTH, height=280)
+        )
     floors = mine.drop(columns="q").melt(["measure"], ["logmel_mean", "logmel_meanstd"], "floor", "q").dropna()
     floors["floor"] = floors["floor"].map({"logmel_mean": "log-Mel, mean", "logmel_meanstd": "log-Mel, mean and SD"})
     rule = chosen(floors).mark_rule(strokeDash=[5, 4], color=INK)

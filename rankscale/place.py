@@ -135,7 +135,7 @@ class Placement(_Part):
         here = (
             "the cross is this encoder, with the 95 % interval of its RankMe"
             if self.tasks
-            else ("the upright line is this encoder's RankMe, as it was not probed")
+            else "the upright line is this encoder's RankMe, with its 95 % interval, as it was not probed"
         )
         return (
             f"Quality Q against RankMe: a dot is one of {len(self.neighbours)} published runs (hollow: untrained), "

@@ -124,7 +124,7 @@ def test_without_tasks_rank_alone_is_placed(made, config):
     assert "nothing was probed" in found.remarks[0]
     assert "RankMe was measured on my clips, that of 2 of the 2 records shown on other clips" in found.remarks[1]
     marks = [layer["mark"]["type"] for layer in found.chart().to_dict()["layer"]]
-    assert marks == ["point", "point", "rule"]
+    assert marks == ["point", "point", "rect", "rule"]
 
 
 def test_without_records_there_is_nothing_beside(config, tmp_path):
