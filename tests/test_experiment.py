@@ -75,7 +75,7 @@ def test_a_second_run_reads_the_record_and_a_fresh_one_reproduces_it(synthetic, 
 
 def test_the_table_of_runs_has_a_row_a_run(synthetic):
     config, places, record = synthetic
-    table = records.runs_table(places.records).set_index("hash")
+    table = records.runs_table(records.read_records(places.records)).set_index("hash")
     assert len(table) == 2
     row = table.loc[config.hash]
     assert row["rankme"] == record.rank.rankme
