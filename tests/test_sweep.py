@@ -22,7 +22,7 @@ from rankscale.experiment import Places
 from rankscale.probe import PROBES
 from rankscale.records import RunRecord, provenance, read_record, read_records, record_path, write_record
 from rankscale.storage import hold_lock, is_locked
-from rankscale.sweep import Spec, carry_out, expect, labels, plan, read_spec
+from rankscale.sweep import Spec, carry_out, estimate, expect, labels, plan, read_spec
 
 pytestmark = pytest.mark.xdist_group("sweep")  # one worker: the tests share a cache of clips
 
@@ -221,7 +221,7 @@ def test_runs_that_branch_are_charged_for_their_new_steps():
         {"profile": "smoke", "shared": shared, "blocks": {"steps": {"grid": {"steps": [100, 50, 200]}}}}
     )
     planned = plan(spec)
-    steps = sweep._new_steps(planned)
+    steps = estimate._new_steps(planned)
     assert [steps[each.config.hash] for each in planned if each.floor] == [50, 100 - 40, 200 - 80]
 
 
@@ -284,7 +284,7 @@ def nothing_is_left_running():
             process.communicate()
 
 
-def wait_until(ready, process=None, seconds=120.0):
+def wait_until(ready, process=None, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -306,7 +306,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_records(out, tmp
     polite = start(spec, out)
     wait_until(lambda: step_of(checkpoint) > 5, polite)
     os.killpg(polite.pid, signal.SIGINT)  # as a terminal does
-    said, _ = polite.communicate(timeout=120)
+    said, _ = polite.communicate(timeout=300)
     assert polite.returncode == 130, said
     assert "the same command goes on" in said
     assert re.search(r"^not started +1", said, re.MULTILINE)
@@ -365,8 +365,8 @@ def test_of_two_sweeps_side_by_side_one_goes_on_when_the_other_is_killed(out, tm
     sweeps = [start(spec, out) for _ in range(2)]
     wait_until(working, sweeps[0])
     os.kill(sweeps[0].pid, signal.SIGKILL)  # not its workers
-    sweeps[0].communicate(timeout=120)
-    said, _ = sweeps[1].communicate(timeout=90)
+    sweeps[0].communicate(timeout=300)
+    said, _ = sweeps[1].communicate(timeout=300)
     assert sweeps[1].returncode == 0, said
     assert re.search(r"^ok +4$", said, re.MULTILINE), said
     logs = [(places.work(config) / "log.txt").read_text() for config in runs]
@@ -385,11 +385,11 @@ def test_a_ray_worker_that_is_killed_leaves_a_run_to_go_on_with(out, tmp_path, m
     process = start(spec, out, "--executor", "ray", workers=2)
     wait_until(lambda: step_of(places.work(victim) / "checkpoint.pt") > 5, process)
     os.kill(int(places.lock(victim).read_text()), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 1, said
     assert re.search(r"en32-1 seed=0  interrupted  its Ray worker died", said), said
     assert re.search(r"^ok +3$", said, re.MULTILINE)
-    said, _ = start(spec, out, "--executor", "ray", "--save-every", "60", workers=2).communicate(timeout=120)
+    said, _ = start(spec, out, "--executor", "ray", "--save-every", "60", workers=2).communicate(timeout=300)
     assert re.search(r"^ok +4$", said, re.MULTILINE), said
     calm = make_out("calm")
     assert do(spec, calm)[0] == 0
