@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rankscale.config import RunConfig
 from rankscale.experiment import Places, prepare
+from rankscale.pretrain import pick_device
 from rankscale.records import RunRecord, publish, write_record
 from rankscale.storage import hold_lock, is_locked
-from rankscale.sweep.estimate import Expected, expect, key_of
-from rankscale.sweep.executors import Executor, InProcess, Job, Processes, RayCluster, visible_gpus
+from rankscale.sweep.estimate import Estimate, Expected, key_of, measure_rates
+from rankscale.sweep.executors import Crew, Executor, InProcess, Job, Processes, RayCluster, visible_gpus
+from rankscale.sweep.limit import OutOfTime, TimeLimit, prune
 from rankscale.sweep.shelves import Shelves
 from rankscale.sweep.spec import Planned, plan, read_spec
-from rankscale.sweep.text import count, describe, describe_whole, duration, labels
+from rankscale.sweep.text import count, describe, describe_pruned, describe_whole, duration, labels
 
+CALM_S = 60.0  # as if so many seconds of runs had ended as expected: the first few seconds say little about the rest
+MAKERS_PER_GPU = 8  # processes that synthesise on one: they take turns at drawing on CPUs and sounding on the GPU
 RESULTS = ("ok", "diverged", "collapsed")  # a run that ended in one of these has told us something
 
 
@@ -29,13 +34,15 @@ class Sweep:
     """A plan being worked through. `outcomes`: hash -> how it stands with the runs that are not waiting or running.
 
     Outcomes are the status of a record; "interrupted" for a run whose process died, which the next sweep goes on
-    with; "blocked" for one whose untrained encoder failed or was interrupted.
+    with; "blocked" for one whose untrained encoder failed or was interrupted; "out of time" for one that would not have
+    ended before the limit, and was not begun.
     """
 
     planned: Sequence[Planned]
     shelves: Shelves
     job: Job
     expected: Mapping[str, Expected]
+    limit: TimeLimit = field(default_factory=TimeLimit)
     say: Callable[[str], None] = print
     outcomes: dict[str, str] = field(default_factory=dict)
     waiting: list[Planned] = field(default_factory=list)
@@ -51,16 +58,25 @@ class Sweep:
             else:
                 self.waiting.append(each)
 
-    def finish(self, make_executor: Callable[[], Executor], workers: int) -> bool:
-        """Prepare and work; False if Ctrl-C came before the end."""
+    def finish(self, make_executor: Callable[[], Executor], makers: int) -> bool:
+        """Prepare and work until all is done or the time is up; False if Ctrl-C came before that."""
         try:
-            prepare_all([each.config for each in self.waiting], self.shelves.places.cache, workers)
-            if self.waiting:
-                self.work(make_executor())
+            with self.limit.enforced():
+                configs = [each.config for each in self.waiting]
+                prepare_all(configs, self.shelves.places.cache, makers, pick_device(self.job.device))
+                if self.waiting:
+                    self.work(make_executor())
+        except OutOfTime:
+            self.say("The time is up. What is done is kept, and the same command goes on from the last checkpoints.")
         except KeyboardInterrupt:
             self.say("Stopped. What is done is kept, and the same command goes on from the last checkpoints.")
             return False
         return True
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run has a result."""
+        return not self.waiting and not self.running and all(each in RESULTS for each in self.outcomes.values())
 
     def work(self, executor: Executor) -> None:
         """Make every run that has no record. KeyboardInterrupt stops the workers and is raised again."""
@@ -89,16 +105,27 @@ class Sweep:
                 return
             config = each.config
             floor = self.outcomes.get(each.floor.hash) if each.floor else "ok"
-            if floor in ("failed", "interrupted", "blocked"):
+            if floor in ("failed", "interrupted", "blocked", "out of time"):
                 self.waiting.remove(each)
                 self._end(each, "blocked", f"its untrained encoder {floor}")
             elif record := self.shelves.find(config):
                 self.waiting.remove(each)
                 self._end(each, record.status, "made by another sweep", record)
+            elif self._foreseen_s(config) > self.limit.left_s():
+                self.waiting.remove(each)
+                self._end(each, "out of time", f"would take {duration(self._foreseen_s(config))}")
             elif floor and not is_locked(self.job.places.lock(config)):
                 self.waiting.remove(each)
                 self.running[config.hash] = (each, time.monotonic())
                 executor.start(config)
+
+    def _foreseen_s(self, config: RunConfig) -> float:
+        """Seconds that a run will take, at the pace of those that have ended against what was expected of them."""
+        return self.expected[config.hash].total_s * self._pace
+
+    @property
+    def _pace(self) -> float:
+        return (self.worked_s + CALM_S) / (self.foreseen_s + CALM_S)
 
     def _note_end(self, key: str, how: str) -> None:
         each, started = self.running.pop(key)
@@ -107,7 +134,7 @@ class Sweep:
         self.worked_s += seconds
         self.foreseen_s += self.expected[key].total_s
         if record := self.shelves.find(each.config):
-            self._end(each, record.status, took, record)
+            self._end(each, record.status, took + _speed(record), record)
         elif is_locked(self.job.places.lock(each.config)):
             self.waiting.append(each)  # another sweep was faster
         else:
@@ -116,9 +143,9 @@ class Sweep:
     def _end(self, each: Planned, outcome: str, remark: str, record: RunRecord | None = None) -> None:
         self.outcomes[each.config.hash] = outcome
         total = str(len(self.planned))
-        count = f"[{len(self.outcomes):>{len(total)}}/{total}]"
+        place = f"[{len(self.outcomes):>{len(total)}}/{total}]"
         left = f"{duration(self.left_s())} left" if self.waiting or self.running else ""
-        parts = (count, self.labels[each.config.hash], outcome, _findings(record), remark, left)
+        parts = (place, self.labels[each.config.hash], outcome, _findings(record), remark, left)
         self.say("  ".join(part for part in parts if part))
 
     @cached_property
@@ -126,15 +153,16 @@ class Sweep:
         return labels(self.planned)
 
     def left_s(self) -> float:
-        """Seconds that are left, at the pace of the runs that have ended against what was expected of them."""
+        """Seconds that are left, at the pace so far."""
         now = time.monotonic()
         rest = sum(self.expected[each.config.hash].total_s for each in self.waiting)
         rest += sum(max(0.0, self.expected[key].total_s - now + start) for key, (_, start) in self.running.items())
-        return rest / self.slots * (self.worked_s / self.foreseen_s if self.foreseen_s else 1.0)
+        return rest / self.slots * self._pace
 
-    def summary(self) -> str:
-        """How many runs stand how, and what to do about those without a result."""
-        counts = Counter(self.outcomes.values()) + Counter({"not started": len(self.waiting) + len(self.running)})
+    def summary(self, left_out: int = 0) -> str:
+        """How many runs stand how, and what to do about those without a result. left_out: runs of the spec."""
+        counts = Counter(self.outcomes.values())
+        counts += Counter({"not started": len(self.waiting) + len(self.running), "left out": left_out})
         lines = [f"{status:12}{n:>5}  {ADVICE.get(status, '')}".rstrip() for status, n in counts.most_common()]
         return "\n".join(lines)
 
@@ -144,6 +172,8 @@ ADVICE = {
     "interrupted": "the same command goes on with them",
     "not started": "the same command goes on with them",
     "blocked": "their untrained encoder comes first",
+    "out of time": "the same command begins them, in good time",
+    "left out": "to fit the time limit; with more time the same command makes them",
 }
 
 
@@ -157,7 +187,13 @@ def _findings(record: RunRecord | None) -> str:
     return "  ".join(rank + [f"Q {suite} {q:.3f}" for suite, q in record.quality.get("linear", {}).items()])
 
 
-def prepare_all(configs: Sequence[RunConfig], cache: Path, workers: int) -> None:
+def _speed(record: RunRecord) -> str:
+    """How much of its device a run used in training, if that is known."""
+    used = record.provenance.utilisation
+    return f", {used:.0%} of the device's FLOP/s" if used else ""
+
+
+def prepare_all(configs: Sequence[RunConfig], cache: Path, workers: int, device: str = "cpu") -> None:
     """Make the clips that the runs share, once, before any of them starts: see `experiment.prepare`.
 
     Sweeps side by side wait for each other here, rather than make the same clips twice.
@@ -166,7 +202,7 @@ def prepare_all(configs: Sequence[RunConfig], cache: Path, workers: int) -> None
               "task_clips", "test_folds")  # fmt: skip
     with hold_lock(cache / "prepare.lock"):
         for config in {key_of(config, fields): config for config in configs}.values():
-            prepare(config, cache, workers)
+            prepare(config, cache, workers, device=device)
 
 
 def carry_out(
@@ -177,29 +213,56 @@ def carry_out(
     executor: Literal["processes", "in-process", "ray"] = "processes",
     address: str | None = None,
     save_every_s: float = 60.0,
+    compiled: bool = False,
+    time_limit_s: float = math.inf,
+    changes: Mapping[str, Any] | None = None,
+    without: Collection[str] = (),
     dry_run: bool = False,
     publish_to: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> int:
-    """The command `rankscale sweep`; returns its exit status: 0, 1 where a run has no result, 130 after Ctrl-C."""
-    started = time.monotonic()
+    """The command `rankscale sweep`; returns its exit status: 0, 1 where a run has no result, 130 after Ctrl-C.
+
+    changes: of settings that all runs of the spec share. without: blocks of it to leave out. With a time limit, what
+    does not fit is left out by `prune`, nothing is begun that would not end in time, and what is then still at work is
+    stopped and can be gone on with.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("start a sweep once, not with torchrun or accelerate: those share out a single run")
+    limit = TimeLimit(time_limit_s)
     shelves = Shelves(Places(out.resolve()))
-    planned = plan(read_spec(spec), shelves.failed)
-    expected = expect(planned, shelves, device)
+    wanted = plan(read_spec(spec, changes, without), shelves.failed)
     gpus = visible_gpus(device)
-    slots = 1 if executor == "in-process" else workers or len(gpus) or os.cpucount() or 1
+    crew = _make_crew(executor, workers, len(gpus))
+    rates = measure_rates(wanted, shelves, device, compiled)
+    cost = partial(Estimate.of, rates=rates, cache=shelves.places.cache, crew=crew)
+    pruned = prune(wanted, rates.expect(wanted), limit.left_s(), lambda kept: cost(kept).total_s)
+    planned = [each for each in wanted if each not in pruned]
+    estimate = cost(planned)
     if dry_run:
-        say(describe(planned, shelves, expected) + "\n")
-    say(describe_whole(planned, shelves, expected, slots))
+        say(describe(planned, shelves, estimate.runs) + "\n")
+    say(describe_whole(planned, shelves, estimate))
+    if pruned:
+        say(describe_pruned(pruned, labels(wanted), time_limit_s))
     if dry_run:
         return 0
-    sweep = Sweep(planned, shelves, Job(shelves.places, device, save_every_s), expected, say)
-    stopped = not sweep.finish(lambda: _make_executor(executor, sweep.job, slots, gpus, address), slots)
-    say(f"\n{sweep.summary()}\n{duration(time.monotonic() - started)}; records are in {_short(shelves.places.records)}")
+    sweep = Sweep(planned, shelves, Job(shelves.places, device, save_every_s, compiled), estimate.runs, limit, say)
+    stopped = not sweep.finish(lambda: _make_executor(executor, sweep.job, crew.slots, gpus, address), crew.makers)
+    say(
+        f"\n{sweep.summary(len(pruned))}\n{duration(time.monotonic() - limit.started)}; "
+        f"records are in {_short(shelves.places.records)}"
+    )
     if publish_to:
         paths = publish((each.config for each in planned), shelves.places.records, publish_to)
         say(f"published: {count(len(paths), 'record')} in {publish_to}")
-    return 130 if stopped else int(any(outcome not in RESULTS for outcome in sweep.outcomes.values()))
+    return 130 if stopped else int(bool(pruned) or not sweep.complete)
+
+
+def _make_crew(executor: str, workers: int | None, gpus: int) -> Crew:
+    """One run at a time to a GPU or a core, unless it is said how many; clips are prepared by cores that are free."""
+    cores = os.cpu_count() or 1
+    slots = 1 if executor == "in-process" else workers or gpus or cores
+    return Crew(slots, max(slots, min(cores, MAKERS_PER_GPU * gpus)), gpus)
 
 
 def _make_executor(kind: str, job: Job, slots: int, gpus: Sequence[str], address: str | None) -> Executor:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from rankscale.budget import budget
 from rankscale.config import BANDS, RunConfig
-from rankscale.corpus import SHARD, synth_folder
+from rankscale.corpus import SHARD, synth_folder, synth_mels
+from rankscale.experiment import missing_tasks
 from rankscale.mae import MAE, decay_groups
 from rankscale.pretrain import (
     HISTORY_CLIPS,
     LOSS_CLIPS,
+    Learner,
     TrainState,
     history_steps,
     pick_device,
@@ -29,13 +32,14 @@ from rankscale.probe import PROBES
 from rankscale.records import RunRecord, device_name
 from rankscale.sound.synthetic_tasks import FROZEN, SIZES
 from rankscale.sound.tasks import find_tasks
-from rankscale.sweep.executors import one_worker
+from rankscale.sweep.executors import Crew, one_worker
 from rankscale.sweep.shelves import Shelves
 from rankscale.sweep.spec import Planned
 
 TIMING_S, TIMING_STEPS = 2.0, 20  # at most so many steps for each shape that no record tells the speed of
-SYNTH_RATE = 250.0  # seconds of sound that one core makes in a second, log-Mel included (LOG.md): an assumption
-PROBE_S = 8.0  # a task with 1500 training clips at 64 dimensions, all probes: an assumption
+TIMING_CLIPS = 32  # synthetic clips that are made to see how fast that goes (a shard of them on a GPU)
+TASK_CLIP_S = 0.0032  # a clip of a synthetic task on one core, log-Mel included: an assumption
+PROBE_S = 3.0  # a task with 1500 training clips at up to 512 dimensions, all probes: an assumption
 SHAPE = ("encoder", "heads", "mlp_ratio", "patch_frames", "decoder_width", "decoder_depth", "mask_ratio", "mask_group",
          "clip_s", "batch", "precision")  # fmt: skip
 MEASURE = ("encoder", "pool", "patch_frames", "clip_s", "rank_clips", "tasks", "task_clips", "test_folds")
@@ -45,47 +49,116 @@ Speeds = dict[tuple, tuple[float, float, str]]  # shape -> FLOP of a step, its s
 
 @dataclass(frozen=True)
 class Expected:
-    """Wall time of a run on one worker (seconds), and what each part is known from."""
+    """Wall time of a run on one worker (seconds), and what each part is known from. start_s: until it trains."""
 
     train_s: float
     train_from: str
     measure_s: float
     measure_from: str
+    start_s: float = 0.0
 
     @property
     def total_s(self) -> float:
-        return self.train_s + self.measure_s
+        return self.start_s + self.train_s + self.measure_s
 
 
-def expect(planned: Sequence[Planned], shelves: Shelves, device: str = "auto") -> dict[str, Expected]:
-    """Expected times, by hash, of the runs that have no record.
+@dataclass(frozen=True)
+class Rates:
+    """How fast this device is at the runs of a sweep that have no record.
 
-    From records of the same shape on this kind of device, else from a few steps taken now. Runs of schedule "branch"
-    are charged for what is left of them after the longest shorter one.
+    speeds: of training, by shape. flop_s: of training, over all shapes. measure: hash -> seconds to rank and probe,
+    and what they are known from. synth_rate: seconds of sound that a process makes in a second, log-Mel included.
+    task_clips: of synthetic tasks, that are not there yet. start_s: of a worker's process.
+    """
+
+    speeds: Speeds
+    flop_s: float
+    measure: Mapping[str, tuple[float, str]]
+    synth_rate: float
+    task_clips: int
+    start_s: float = 0.0
+
+    def expect(self, planned: Sequence[Planned]) -> dict[str, Expected]:
+        """Expected times, by hash, of the runs that have no record.
+
+        Runs of schedule "branch" are charged for what is left of them after the longest shorter one.
+        """
+        new_steps = _new_steps(planned)
+        rest = [each.config for each in planned if each.config.hash in self.measure]
+        return {
+            config.hash: Expected(
+                *self._train_time(config, new_steps[config.hash]), *self.measure[config.hash], self.start_s
+            )
+            for config in rest
+        }
+
+    def _train_time(self, config: RunConfig, steps: int) -> tuple[float, str]:
+        """Seconds of so many steps of a run and of its history, and what they are known from."""
+        evaluations = len(history_steps(config)) * _evaluation_flop(config) / self.flop_s
+        if not config.steps:
+            return evaluations, ""
+        _, step_s, source = self.speeds[key_of(config, SHAPE)]
+        return steps * step_s + (evaluations if source == TIMED else 0.0), source  # recorded times hold them
+
+
+def measure_rates(planned: Sequence[Planned], shelves: Shelves, device: str = "auto", compiled: bool = False) -> Rates:
+    """From records of the same shape on this kind of device, else from a few steps taken now, in a process of its own.
+
+    compiled: whether runs go through torch.compile. Steps that are taken now do not: it would take too long to wait.
     """
     device = pick_device(device)
     rest = [each.config for each in planned if shelves.find(each.config) is None]
     tasks = {config.hash: _count_tasks(config) for config in rest}  # first: a folder that is not there shows at once
+    started = time.monotonic()
     with one_worker(device) as helper:
         name = device_name(device) if device == "cpu" else helper.submit(device_name, device).result()
+        start_s = 0.0 if device == "cpu" else time.monotonic() - started  # processes on a CPU are forked, in no time
         known = [record for record in shelves.all() if record.provenance.device == name]
-        speeds = _step_times(rest, known, lambda config: helper.submit(time_step, config, device).result())
-    flop_s = statistics.median([flop / step_s for flop, step_s, _ in speeds.values()] or [1e10])
-    new_steps = _new_steps(planned)
-    measure = {config.hash: _measure_time(config, tasks[config.hash], known) for config in rest}
-    return {
-        config.hash: Expected(*_train_time(config, new_steps[config.hash], speeds, flop_s), *measure[config.hash])
-        for config in rest
-    }
+        alike = [r for r in known if r.provenance.processes == 1 and r.provenance.compiled == compiled]
+        speeds = _step_times(rest, alike, lambda config: helper.submit(time_step, config, device).result())
+        silent = next((config for config in rest if missing_audio_s([config], shelves.places.cache)), None)
+        synth_rate = helper.submit(time_synth, silent, device).result() if silent else math.inf
+    return Rates(
+        speeds,
+        statistics.median([flop / step_s for flop, step_s, _ in speeds.values()] or [1e10]),
+        {config.hash: _measure_time(config, tasks[config.hash], known) for config in rest},
+        synth_rate,
+        _count_task_clips(rest, shelves.places.cache),
+        start_s,
+    )
 
 
-def _train_time(config: RunConfig, steps: int, speeds: Speeds, flop_s: float) -> tuple[float, str]:
-    """Seconds of so many steps of a run and of its history, and what they are known from."""
-    evaluations = len(history_steps(config)) * _evaluation_flop(config) / flop_s
-    if not config.steps:
-        return evaluations, ""
-    _, step_s, source = speeds[key_of(config, SHAPE)]
-    return steps * step_s + (evaluations if source == TIMED else 0.0), source  # recorded times hold them
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a sweep, in wall seconds. runs: by hash; audio_s: synthetic sound that the corpora still need."""
+
+    runs: Mapping[str, Expected]
+    audio_s: float
+    rates: Rates
+    crew: Crew
+
+    @classmethod
+    def of(cls, planned: Sequence[Planned], rates: Rates, cache: Path, crew: Crew) -> Estimate:
+        runs = rates.expect(planned)
+        rest = [each.config for each in planned if each.config.hash in runs]
+        return cls(runs, missing_audio_s(rest, cache), rates, crew)
+
+    @property
+    def prepare_s(self) -> float:
+        """Making the clips that runs share."""
+        return (self.audio_s / self.rates.synth_rate + self.rates.task_clips * TASK_CLIP_S) / self.crew.makers
+
+    @property
+    def work_s(self) -> float:
+        """Making the runs. Several workers to a GPU probe side by side, but do not train faster than one."""
+        times = self.runs.values()
+        shared = sum(each.total_s for each in times) / self.crew.slots
+        trained = sum(each.train_s for each in times) / self.crew.gpus if self.crew.gpus else 0.0
+        return max([shared, trained, *(each.total_s for each in times)])
+
+    @property
+    def total_s(self) -> float:
+        return self.prepare_s + self.work_s
 
 
 def _step_times(
@@ -144,7 +217,7 @@ def _measure_time(config: RunConfig, n_task: int, known: Sequence[RunRecord]) ->
             return statistics.median(found), source
     dimensions = config.width * (2 if config.pool == "meanstd" else 1)
     size = (config.task_clips or SIZES["train"]) / SIZES["train"]
-    return PROBE_S * n_task * size * max(0.5, dimensions / 64), ASSUMED
+    return PROBE_S * n_task * size * max(1.0, dimensions / 512), ASSUMED
 
 
 def _count_tasks(config: RunConfig) -> int:
@@ -158,14 +231,14 @@ def time_step(config: RunConfig, device: str) -> float:
     device = pick_device(device)
     torch.manual_seed(0)
     model = MAE.from_config(config).to(device)
-    optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, fused=True)
-    state, corpus = TrainState(), _Noise(torch.randn(config.batch, BANDS, config.frames))
-    train_step(config, corpus, model, optimizer, state)
-    train_step(config, corpus, model, optimizer, state)
+    learner = Learner.of(model, torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, fused=True))
+    state, corpus = TrainState(), _Noise(torch.randn(config.batch, BANDS, config.frames).half())
+    train_step(config, corpus, learner, state)
+    train_step(config, corpus, learner, state)
     times, end = [], time.monotonic() + TIMING_S
     while not times or (len(times) < TIMING_STEPS and time.monotonic() < end):
         started = time.monotonic()
-        train_step(config, corpus, model, optimizer, state)  # reads the loss back, which waits for the device
+        train_step(config, corpus, learner, state)  # reads the loss back, which waits for the device
         times.append(time.monotonic() - started)
     return statistics.median(times)
 
@@ -176,12 +249,29 @@ class _Noise:
 
     mel: torch.Tensor
 
-    def batch(self, step: int, size: int, seed: int) -> torch.Tensor:
-        return self.mel
+    def batch(self, step: int, size: int, seed: int, part: slice, device: torch.device) -> torch.Tensor:
+        return self.mel.to(device).float()
+
+
+def time_synth(config: RunConfig, device: str) -> float:
+    """Seconds of sound that this process makes in a second, log-Mel included, once it has made some."""
+    n = TIMING_CLIPS if device == "cpu" else SHARD
+    make = partial(synth_mels, 0, n, config.corpus_seed, config.clip_s, config.frames, device)
+    make()
+    started = time.monotonic()
+    make()
+    return n * config.clip_s / (time.monotonic() - started)
+
+
+def _count_task_clips(configs: Iterable[RunConfig], cache: Path) -> int:
+    """Clips of synthetic tasks that these runs still need."""
+    alike = {(config.tasks, config.task_clips): config for config in configs}.values()
+    missing = {(name, config.task_clips) for config in alike for name in missing_tasks(config, cache)}
+    return sum(len(SIZES) * size if size else sum(SIZES.values()) for _, size in missing)
 
 
 def missing_audio_s(configs: Iterable[RunConfig], cache: Path) -> float:
-    """Seconds of synthetic audio that the corpora of these runs still need (those of tasks not counted)."""
+    """Seconds of synthetic audio that the corpora of these runs still need."""
     shards: dict[tuple[Path, float], tuple[int, int]] = {}
     for config in configs:
         if "synth" in config.corpus:

@@ -33,12 +33,22 @@ POLITE_S = 10.0  # a worker that is asked to stop has so long
 
 
 @dataclass(frozen=True)
+class Crew:
+    """Who works: runs at once, processes that prepare clips, and the GPUs that they share (0: all is done on CPUs)."""
+
+    slots: int
+    makers: int
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
 class Job:
     """What every run of a sweep is made with."""
 
     places: Places
     device: str = "auto"
     save_every_s: float = 60.0
+    compiled: bool = False
     folder: Path = field(default_factory=Path.cwd)  # that folders of audio are named from
 
     def log(self, config: RunConfig) -> Path:
@@ -49,7 +59,7 @@ class Job:
         started = time.monotonic()
         os.chdir(self.folder)
         try:
-            run(config, self.places, self.device, 1, progress=True, save_every_s=self.save_every_s)
+            run(config, self.places, self.device, 1, True, self.save_every_s, compiled=self.compiled)
         except Exception as error:
             traceback.print_exc()
             write_failure(config, self.places, self.device, error, time.monotonic() - started)

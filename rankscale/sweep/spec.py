@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -74,16 +74,22 @@ class Planned:
         return None if untrained == self.config else untrained
 
 
-def read_spec(path: Path) -> Spec:
-    """Read a sweep from YAML. Raises ValueError that names the file and the line, or the block and the field."""
+def read_spec(path: Path, changes: Mapping[str, Any] | None = None, without: Collection[str] = ()) -> Spec:
+    """Read a sweep from YAML, with changes to what its runs share, and without some of its blocks.
+
+    Raises ValueError that names the file and the line, or the block and the field.
+    """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
-        return Spec.model_validate(content)
+        spec = Spec.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ValueError(f"{path}, line {line}: {error.problem}") from None
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {_explain(each)}" for each in error.errors())) from None
+    blocks = {name: block for name, block in spec.blocks.items() if name not in without}
+    if len(blocks) + len(set(without)) > len(spec.blocks) or not blocks:
+        raise ValueError(f"{path}: its blocks are {', '.join(spec.blocks)}; name some of them to leave out, not all")
+    return spec.model_copy(update={"shared": spec.shared | dict(changes or {}), "blocks": blocks})
 
 
 class _StrictLoader(yaml.SafeLoader):
