@@ -112,6 +112,12 @@ def run(
         return _run(config, corpus, suites, means, floors=floor.floors | {"untrained": floor.scores})
 
 
+def repeat(config: RunConfig, device: str = "auto") -> RunRecord:
+    """Make a run again from nothing, whatever has been made before, and keep nothing of it but the record."""
+    with tempfile.TemporaryDirectory(prefix="rankscale-") as folder:
+        return run(config, Places(Path(folder)), device, progress=False)
+
+
 @dataclass(frozen=True)
 class _Means:
     """What a run is made with, and what must not change its result."""
@@ -130,12 +136,6 @@ def _make_floor(config: RunConfig, corpus: Corpus, suites: list[Suite], means: _
     if floor.status == "failed":
         raise ValueError(f"its untrained encoder, run {floor.hash}, failed: {floor.reason}")
     return floor
-
-
-def repeat(config: RunConfig, device: str = "auto") -> RunRecord:
-    """Make a run again from nothing, whatever has been made before, and keep nothing of it but the record."""
-    with tempfile.TemporaryDirectory(prefix="rankscale-") as folder:
-        return run(config, Places(Path(folder)), device, progress=False)
 
 
 def _run(
