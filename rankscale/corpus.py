@@ -210,7 +210,7 @@ def synth_mels(start: int, n: int, seed: int, clip_s: float, frames: int, device
 
 def for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) -> None:
     """`work` on every job, in so many processes of one thread each; with a label, a progress bar."""
-    bar = partial(tqdm, total=len(jobs), desc=label, unit="shard", disable=label is None or not jobs)
+    bar = partial(tqdm, total=len(jobs), desc=label, unit="file", disable=label is None or not jobs)
     if workers == 1 or len(jobs) < 2:
         for job in bar(jobs):
             work(job)

@@ -291,7 +291,7 @@ def test_a_sweep_with_a_time_limit_says_what_it_leaves_out_and_what_it_does_not_
     path = spec_of(LIMITED, tmp_path)
     runs = {(c.encoder, c.mask_ratio): c for c in (each.config for each in plan(read_spec(path)) if each.floor)}
     for (encoder, _), run in runs.items():
-        write_timed(run.replace(seed=5), 2.0 if encoder == "en32-1" else 1000.0, 3.0, out / "records")
+        write_timed(run.replace(seed=5), 2.0, 3.0 if encoder == "en32-1" else 1000.0, out / "records")
     status, said = do(path, out, time_limit_s=540)
     assert status == 1
     assert re.search(r"so that the others fit into 9 min 00 s: 1 run\. .*\n  en64-1 seed=0  \(width\)", said), said
