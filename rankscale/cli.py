@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
 
 import click
+import yaml
 from pydantic import ValidationError
 
 from rankscale import __version__
 from rankscale.config import RunConfig, profile
 
 EXECUTORS = ("processes", "in-process", "ray")
+COMPILE_HELP = "train through torch.compile: the same run up to rounding, faster after a wait where it pays"
 
 if TYPE_CHECKING:
     from rankscale.embed import Embedder
@@ -69,11 +71,11 @@ def chapter(chapter: str | None, profile: str, settings: tuple[str, ...], only_l
     click.echo(f"executed notebook: {output}")
 
 
-def _split(settings: tuple[str, ...]) -> dict[str, str]:
+def _split(settings: tuple[str, ...], option: str = "-p") -> dict[str, str]:
     """("seed=1",) -> {"seed": "1"}."""
     pairs = [setting.partition("=") for setting in settings]
     if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise click.BadParameter(f"{wrong[0]!r}: write NAME=VALUE, for example seed=1", param_hint="-p")
+        raise click.BadParameter(f"{wrong[0]!r}: write NAME=VALUE, for example seed=1", param_hint=option)
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
@@ -131,13 +133,19 @@ def _config_options(command: Callable) -> Callable:
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
 @click.option("--workers", default=2, show_default=True, help="processes that prepare clips")
+@click.option("--save-every", "save_every_s", default=60.0, show_default=True, help="seconds between checkpoints")
+@click.option("--compile", "compiled", is_flag=True, help=COMPILE_HELP)
 @click.option("--publish", is_flag=True, help="also copy the records to data/runs/, where chapters read them")
 @click.option("--quiet", is_flag=True, help="no progress bars")
-def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, quiet: bool, **fields: object) -> None:
+def run(
+    profile_name: str, out: Path, device: str, workers: int, save_every_s: float, compiled: bool, publish: bool,
+    quiet: bool, **fields: object,
+) -> None:  # fmt: skip
     """Pre-train one encoder, rank its embeddings, probe them, and write a record.
 
     Any setting of a run can be given; the rest comes from the profile. The same command goes on where a killed one
-    stopped, and prints the record if it is there.
+    stopped, and prints the record if it is there. Several GPUs or machines train one run together when it is started
+    by `torchrun --nproc-per-node N -m rankscale.cli run ...` or `accelerate launch`; all must see the folder of --out.
     """
     given = {name: value for name, value in fields.items() if value not in (None, ())}
     try:
@@ -145,9 +153,14 @@ def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, 
     except ValueError as error:
         raise click.UsageError(_explain(error)) from error
     from rankscale import experiment, records
+    from rankscale.distributed import join_team
+    from rankscale.pretrain import pick_device
 
     places = experiment.Places(out)
-    record = experiment.run(config, places, device, workers, progress=not quiet)
+    with join_team(pick_device(device)) as team:
+        record = experiment.run(config, places, device, workers, not quiet, save_every_s, team, compiled)
+        if not team.leads:
+            return
     click.echo(experiment.describe(record))
     click.echo(f"record: {_short(records.record_path(places.records, config).resolve())}")
     if publish:
@@ -168,22 +181,34 @@ def run(profile_name: str, out: Path, device: str, workers: int, publish: bool, 
 )
 @click.option("--address", help="of a Ray cluster  [default: one of its own on this machine]")
 @click.option("--save-every", "save_every_s", default=60.0, show_default=True, help="seconds between checkpoints")
+@click.option(
+    "--time-limit", metavar="TIME", help="end by then: 540, 9m or 2h; what does not fit is left out, and listed"
+)
+@click.option("--compile", "compiled", is_flag=True, help=COMPILE_HELP)
+@click.option(
+    "--set", "changes", multiple=True, metavar="NAME=VALUE", help="change one setting that all runs of SPEC share"
+)
+@click.option("--without", multiple=True, metavar="BLOCK", help="leave out a block of SPEC")
 @click.option("--publish", is_flag=True, help="also copy the records to data/runs/, where chapters read them")
-def sweep(spec: Path, dry_run: bool, publish: bool, **options: Any) -> None:
+def sweep(
+    spec: Path, dry_run: bool, publish: bool, time_limit: str | None, changes: tuple[str, ...], **options: Any
+) -> None:
     """Make every run that the file SPEC names and that has no record yet.
 
     SPEC is YAML: a profile, settings that all runs share, and blocks of runs, each with seeds, a grid of values, or a
     list of runs; data/sweeps/smoke.yaml is an example. A run that is in several blocks is made once. The same command
     goes on where a killed one stopped. Failed runs are kept with their reason and not tried again unless `attempt` is
     raised in SPEC. The exit status is 1 where a run has no result, 130 after Ctrl-C.
+
+    With --time-limit, speeds are measured first; what does not fit is left out: runs that would not end in time by
+    themselves, then from the end of the plan, never those of a block named test. None is begun that would end too late.
     """
     from rankscale import sweep as sweeps
 
-    sys.exit(
-        sweeps.carry_out(
-            spec, dry_run=dry_run, publish_to=Path("data/runs") if publish else None, say=click.echo, **options
-        )
-    )
+    options |= {"dry_run": dry_run, "publish_to": Path("data/runs") if publish else None, "say": click.echo}
+    options |= {"time_limit_s": sweeps.seconds(time_limit)} if time_limit else {}
+    options["changes"] = {name: yaml.safe_load(value) for name, value in _split(changes, "--set").items()}
+    sys.exit(sweeps.carry_out(spec, **options))
 
 
 @main.command("records")

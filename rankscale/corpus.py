@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
@@ -55,11 +55,11 @@ class ClipStore:
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def take(self, rows: np.ndarray) -> Tensor:
-        """Clips at the given rows: (n, band, frame) float32, in dB."""
+    def take(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """Clips at the given rows: (n, band, frame) float32, in dB. They travel to the device as they are stored."""
         shard_of = np.searchsorted(self._ends, rows, side="right")
         clips = [self._shards[s][row - (self._ends[s - 1] if s else 0)] for s, row in zip(shard_of, rows, strict=True)]
-        return torch.from_numpy(np.stack(clips).astype(np.float32))
+        return torch.from_numpy(np.stack(clips)).to(device).float()
 
     def blocks(self, rows: np.ndarray, size: int = 64) -> Iterator[Tensor]:
         """The same clips, `size` at a time."""
@@ -86,15 +86,17 @@ class Corpus:
     heldout_rows: np.ndarray
     sources: tuple[Source, ...]
 
-    def batch(self, step: int, size: int, seed: int) -> Tensor:
+    def batch(
+        self, step: int, size: int, seed: int, part: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Tensor:
         """The batch of a step: (size, band, frame). A pure function of its arguments, so that runs can resume.
 
-        Every epoch visits every row once, in an order of its own.
+        Every epoch visits every row once, in an order of its own. part: only these clips of the batch are read.
         """
-        position = np.arange(step * size, (step + 1) * size)
+        position = np.arange(step * size, (step + 1) * size)[part]
         epoch, place = np.divmod(position, len(self.train_rows))
         rows = [_order(len(self.train_rows), seed, int(e))[p] for e, p in zip(epoch, place, strict=True)]
-        return self.store.take(self.train_rows[rows])
+        return self.store.take(self.train_rows[rows], device)
 
     def input_stats(self) -> MelStats:
         """Mean and standard deviation of each Mel band, over 1000 training clips; the same for every seed."""
@@ -106,16 +108,34 @@ class Corpus:
         return np.random.default_rng(1).permutation(np.unique(self.train_rows))[:n]
 
 
+class ReadAhead:
+    """A corpus whose next batch is read by a thread while the GPU is at this one. On a CPU both want the same core."""
+
+    def __init__(self, corpus: Corpus):
+        self._corpus, self._reader = corpus, ThreadPoolExecutor(1)
+        self._next: tuple[tuple, Future] | None = None
+
+    def batch(self, step: int, *rest: object) -> Tensor:
+        """What `Corpus.batch` gives."""
+        ready = self._next[1] if self._next and self._next[0] == (step, *rest) else None
+        following = (step + 1, *rest)
+        self._next = following, self._reader.submit(self._corpus.batch, *following)
+        return ready.result() if ready else self._corpus.batch(step, *rest)
+
+
 @lru_cache(maxsize=2)
 def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def build_corpus(config: RunConfig, cache: Path = CACHE, workers: int = 1, progress: bool = True) -> Corpus:
+def build_corpus(
+    config: RunConfig, cache: Path = CACHE, workers: int = 1, progress: bool = True, device: str = "cpu"
+) -> Corpus:
     """Prepare (or find prepared) the log-Mel clips of a configuration.
 
     `config.corpus` names "synth" and folders; of the synthetic and real clips together `config.clips` are trained on,
     a share `real_share` of them real, repeated where there are fewer. Test folds of HEAR task folders are left out.
+    device: that synthesises what is missing; the corpus itself stays on disk.
     Raises ValueError where a folder gives no clip.
     """
     n_folder_slots = round(config.real_share * config.clips) if "synth" in config.corpus else config.clips
@@ -139,7 +159,7 @@ def build_corpus(config: RunConfig, cache: Path = CACHE, workers: int = 1, progr
     if "synth" in config.corpus:
         n_heldout = config.rank_clips - min(len(heldout_rows), round(config.real_share * config.rank_clips))
         n_train = config.clips - len(train_rows)
-        make = partial(_prepare_synth, config=config, cache=cache, workers=workers, progress=progress)
+        make = partial(_prepare_synth, config=config, cache=cache, workers=workers, progress=progress, device=device)
         train_rows = np.concatenate([train_rows, add(make(0, n_train), n_train)]).astype(np.int64)
         kept = heldout_rows[: config.rank_clips - n_heldout]
         heldout_rows = np.concatenate([kept, add(make(HELDOUT_START, n_heldout), n_heldout)])
@@ -157,14 +177,18 @@ def _count(shard: Path) -> int:
     return len(np.load(shard, mmap_mode="r"))
 
 
-def _prepare_synth(first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool) -> list[Path]:
+def _prepare_synth(
+    first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool, device: str
+) -> list[Path]:
     """Shards with synthetic clips first .. first + n (the last one may hold more)."""
     folder = synth_folder(config, cache)
     starts = range(first, first + n, SHARD)
     paths = [folder / f"{start}.npy" for start in starts]
     missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
-    make = partial(_write_synth_shard, seed=config.corpus_seed, clip_s=config.clip_s, frames=config.frames)
-    _for_each(make, missing, workers, "synthetic clips" if progress else None)
+    make = partial(
+        _write_synth_shard, seed=config.corpus_seed, clip_s=config.clip_s, frames=config.frames, device=device
+    )
+    for_each(make, missing, workers, "synthetic clips" if progress else None)
     return paths
 
 
@@ -173,21 +197,31 @@ def synth_folder(config: RunConfig, cache: Path = CACHE) -> Path:
     return cache / f"synth-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
 
 
-def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int) -> None:
+def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int, device: str) -> None:
     path, start = job
-    waveform = synth.synthesize(range(start, start + SHARD), seed=seed, clip_s=clip_s).waveform
-    write_atomically(path, partial(_save, array=log_mels(waveform, frames)))
+    write_atomically(path, partial(_save, array=synth_mels(start, SHARD, seed, clip_s, frames, device)))
 
 
-def _for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) -> None:
-    bar = partial(tqdm, total=len(jobs), desc=label, unit="shard", disable=label is None or not jobs)
+def synth_mels(start: int, n: int, seed: int, clip_s: float, frames: int, device: str = "cpu") -> np.ndarray:
+    """Log-Mel (n, band, frame) float16 of synthetic clips from number `start` on."""
+    waveform = synth.synthesize(range(start, start + n), seed=seed, clip_s=clip_s, device=device).waveform
+    return log_mels(waveform, frames)
+
+
+def for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) -> None:
+    """`work` on every job, in so many processes of one thread each; with a label, a progress bar."""
+    bar = partial(tqdm, total=len(jobs), desc=label, unit="file", disable=label is None or not jobs)
     if workers == 1 or len(jobs) < 2:
         for job in bar(jobs):
             work(job)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        for _ in bar(pool.map(work, jobs)):
-            pass
+        try:
+            for _ in bar(pool.map(work, jobs)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else it ends only when all jobs are done
+            raise
 
 
 def _one_thread() -> None:
@@ -199,12 +233,13 @@ def _save(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def log_mels(waveform: Tensor, frames: int | None = None, block: int = 16) -> np.ndarray:
-    """Log-Mel of a stack of waveforms (n, sample) -> (n, band, frame) float16; small blocks stay in the cache."""
-    front_end = LogMel()
+def log_mels(waveform: Tensor, frames: int | None = None) -> np.ndarray:
+    """Log-Mel of a stack of waveforms (n, sample) -> (n, band, frame) float16, computed where the waveforms are."""
+    front_end = LogMel().to(waveform.device)
+    block = SHARD if waveform.is_cuda else 16  # on a CPU small blocks stay in the cache
     with torch.inference_mode():
         mels = [front_end(part)[..., :frames].half() for part in waveform.split(block)]
-    return torch.cat(mels).numpy()
+    return torch.cat(mels).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -264,8 +299,7 @@ class MelBlocks:
     """
 
     def __init__(self, task: tasks.Task, split: str, cache: Path | None = None):
-        name = f"task-{TASKS_DIGEST}-{task.name}-{split}-{len(task.splits[split])}.npy"
-        path = cache / name if cache else None
+        path = task_file(task, split, cache) if cache else None
         if path and path.exists():
             self._blocks = list(_split(np.load(path, mmap_mode="r")))
             return
@@ -276,6 +310,11 @@ class MelBlocks:
     def __iter__(self) -> Iterator[Tensor]:
         for block in self._blocks:
             yield torch.from_numpy(block.astype(np.float32))
+
+
+def task_file(task: tasks.Task, split: str, cache: Path) -> Path:
+    """Where the clips of a synthetic task's split are kept."""
+    return cache / f"task-{TASKS_DIGEST}-{task.name}-{split}-{len(task.splits[split])}.npy"
 
 
 def _split(mels: np.ndarray, size: int = 64) -> Iterator[np.ndarray]:

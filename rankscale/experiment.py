@@ -8,7 +8,8 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from rankscale import probe as probe_room
 from rankscale import records, spectra
 from rankscale.budget import budget
 from rankscale.config import RunConfig
-from rankscale.corpus import Corpus, MelBlocks, build_corpus, source_digest
+from rankscale.corpus import Corpus, MelBlocks, build_corpus, for_each, source_digest, task_file
+from rankscale.devices import peak_flop_per_s
+from rankscale.distributed import ALONE, Team
 from rankscale.embed import Embed, embed_all, encoder_embedding, logmel_embedding
 from rankscale.league import league
 from rankscale.mae import save_encoder
@@ -86,31 +89,28 @@ def run(
     workers: int = 1,
     progress: bool = True,
     save_every_s: float = 60.0,
+    team: Team = ALONE,
+    compiled: bool = False,
 ) -> RunRecord:
     """The record of a configuration: read if it is there, else made, with that of its untrained encoder.
 
     A run that diverges or collapses gives a record with that status. Interrupted runs go on from their checkpoint,
-    which is written every `save_every_s` seconds. Processes that ask for one run at once make it once.
-    Raises ValueError where the untrained encoder's own record is one of a failure.
+    which is written every `save_every_s` seconds. Processes that ask for one run at once make it once. team: processes
+    that share the training, each calling this function with folders that all of them see; the leader does the rest.
+    compiled: see `pretrain.Learner`. Raises ValueError where the untrained encoder's own record is one of a failure.
     """
     path = records.record_path(places.records, config)
-    if path.exists():
+    if team.on_leader(path.exists):
         return records.read_record(path)
-    with hold_lock(places.lock(config)):
-        corpus = build_corpus(config, places.cache, workers, progress)
-        suites = load_suites(config, places.cache, progress)
-        make = partial(
-            _run, corpus=corpus, suites=suites, places=places, device=device, progress=progress,
-            save_every_s=save_every_s,
-        )  # fmt: skip
+    with hold_lock(places.lock(config)) if team.leads else nullcontext():
+        means = _Means(places, pick_device(device), progress and team.leads, save_every_s, team, compiled)
+        corpus = team.leader_first(partial(build_corpus, config, places.cache, workers, means.progress, means.device))
+        suites = load_suites(config, places.cache, means.progress) if team.leads else []
         untrained = config.untrained()
         if untrained == config:
-            return make(config, floors=None)
-        with hold_lock(places.lock(untrained)):
-            floor = make(untrained, floors=None)
-        if floor.status == "failed":
-            raise ValueError(f"its untrained encoder, run {floor.hash}, failed: {floor.reason}")
-        return make(config, floors=floor.floors | {"untrained": floor.scores})
+            return _run(config, corpus, suites, means, floors=None)
+        floor = team.on_leader(lambda: _make_floor(untrained, corpus, suites, means))
+        return _run(config, corpus, suites, means, floors=floor.floors | {"untrained": floor.scores})
 
 
 def repeat(config: RunConfig, device: str = "auto") -> RunRecord:
@@ -119,20 +119,52 @@ def repeat(config: RunConfig, device: str = "auto") -> RunRecord:
         return run(config, Places(Path(folder)), device, progress=False)
 
 
+@dataclass(frozen=True)
+class _Means:
+    """What a run is made with, and what must not change its result."""
+
+    places: Places
+    device: str
+    progress: bool = True
+    save_every_s: float = 60.0
+    team: Team = ALONE
+    compiled: bool = False
+
+
+def _make_floor(config: RunConfig, corpus: Corpus, suites: list[Suite], means: _Means) -> RunRecord:
+    with hold_lock(means.places.lock(config)):
+        floor = _run(config, corpus, suites, replace(means, team=ALONE), floors=None)
+    if floor.status == "failed":
+        raise ValueError(f"its untrained encoder, run {floor.hash}, failed: {floor.reason}")
+    return floor
+
+
 def _run(
-    config: RunConfig, corpus: Corpus, suites: list[Suite], places: Places, device: str, progress: bool,
-    save_every_s: float, floors: dict[str, Scores] | None,
-) -> RunRecord:  # fmt: skip
-    path = records.record_path(places.records, config)
-    if path.exists():  # perhaps made by the process whose lock we waited for
+    config: RunConfig, corpus: Corpus, suites: list[Suite], means: _Means, floors: dict[str, Scores] | None
+) -> RunRecord:
+    path, team = records.record_path(means.places.records, config), means.team
+    if team.on_leader(path.exists):  # perhaps made by the process whose lock we waited for
         return records.read_record(path)
-    trained = pretrain(config, corpus, places.work(config), device, save_every_s, progress, places.trunks)
+    trained = pretrain(
+        config, corpus, means.places.work(config), means.device, means.save_every_s, means.progress,
+        means.places.trunks, team, means.compiled,
+    )  # fmt: skip
+    return team.on_leader(lambda: _measure_and_keep(config, trained, corpus, suites, means, floors))
+
+
+def _measure_and_keep(
+    config: RunConfig, trained: Pretrained, corpus: Corpus, suites: list[Suite], means: _Means,
+    floors: dict[str, Scores] | None,
+) -> RunRecord:  # fmt: skip
+    """Rank and probe what was trained; write encoder and record, and let go of the checkpoint."""
     started = time.monotonic()
+    places = means.places
     if floors is None:
         floors = {
-            name: score_all(suites, embed, places.cache, name, progress) for name, embed in logmel_floors().items()
+            name: score_all(suites, embed, places.cache, name, means.progress)
+            for name, embed in logmel_floors().items()
         }
-    measured = {} if trained.status == "diverged" else _measure(config, trained, corpus, suites, places, progress)
+    measured = {} if trained.status == "diverged" else _measure(config, trained, corpus, suites, places, means.progress)
     record = RunRecord(
         hash=config.hash,
         config=config.portable(),
@@ -145,10 +177,14 @@ def _run(
         floor_quality={name: suite_quality(scores, suites) for name, scores in floors.items()},
         task_versions={suite.task.name: suite.task.version for suite in suites},
         provenance=records.provenance(
-            pick_device(device),
+            means.device,
             datetime.now(UTC).isoformat(timespec="seconds"),
             trained.wall_s,
             time.monotonic() - started,
+            processes=means.team.size,
+            compiled=means.compiled and config.steps > 0,
+            flop_per_s=trained.flop_per_s,
+            peak_flop_per_s=peak_flop_per_s(means.device, config.precision) if trained.flop_per_s else None,
         ),
         **measured,
     )
@@ -183,17 +219,31 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {nameless}"[:300]
 
 
-def prepare(config: RunConfig, cache: Path, workers: int = 1, progress: bool = True) -> None:
+def prepare(config: RunConfig, cache: Path, workers: int = 1, progress: bool = True, device: str = "cpu") -> None:
     """Make what runs share, the clips of the corpus and of synthetic tasks; check that task folders hold tasks.
 
     Runs with the same corpus, corpus_seed and clip length share shards, whatever their number of clips.
-    Raises ValueError where a folder gives no clip or task.
+    device: that synthesises the corpus. Raises ValueError where a folder gives no clip or task.
     """
-    build_corpus(config, cache, workers, progress)
-    named = [each for entry in config.tasks for each in _tasks_of(entry, config)]
-    for task, suite in tqdm(named, "tasks", disable=not progress):
-        if suite == "synthetic":  # those of folders are not kept: nothing tells us when their files change
-            _suite(task, suite, cache)
+    build_corpus(config, cache, workers, progress, device)
+    for entry in config.tasks:
+        _tasks_of(entry, config)
+    make = partial(_make_task, clips=config.task_clips, cache=cache)
+    for_each(make, missing_tasks(config, cache), workers, "tasks" if progress else None)
+
+
+def missing_tasks(config: RunConfig, cache: Path) -> list[str]:
+    """Names of the synthetic tasks of a configuration whose clips are not there yet.
+
+    Those of folders are made in memory each time: nothing tells us when their files change.
+    """
+    named = [task for entry in config.tasks if _is_synthetic(entry) for task, _ in _tasks_of(entry, config)]
+    return [task.name for task in named if not all(task_file(task, split, cache).exists() for split in _splits(task))]
+
+
+def _make_task(name: str, clips: int | None, cache: Path) -> None:
+    (task,) = frozen_tasks(clips, name)
+    _suite(task, "synthetic", cache)
 
 
 def _measure(
@@ -272,10 +322,20 @@ def list_tasks(config: RunConfig) -> list[tuple[Task, str]]:
 
 def _tasks_of(entry: str, config: RunConfig) -> list[tuple[Task, str]]:
     """An entry of `tasks`: "synth" (all that count), "synth:NAME" (one), or a folder of HEAR task folders."""
-    family, _, name = entry.partition(":")
-    if family == "synth":
-        return [(task, "synthetic") for task in frozen_tasks(config.task_clips, name or None)]
+    if _is_synthetic(entry):
+        name = entry.partition(":")[2] or None
+        return [(task, "synthetic") for task in frozen_tasks(config.task_clips, name)]
     return [(task, "real") for task in _folder_tasks(Path(entry), config)]
+
+
+def _is_synthetic(entry: str) -> bool:
+    return entry.partition(":")[0] == "synth"
+
+
+def _splits(task: Task) -> list[str]:
+    """Splits that some fold trains, validates or tests on."""
+    used = {split for fold in task.folds for part in fold for split in part}
+    return [split for split in task.splits if split in used]
 
 
 def _folder_tasks(folder: Path, config: RunConfig) -> list[Task]:
@@ -287,9 +347,8 @@ def _folder_tasks(folder: Path, config: RunConfig) -> list[Task]:
 
 
 def _suite(task: Task, suite: str, cache: Path) -> Suite:
-    used = {split for fold in task.folds for part in fold for split in part}
     cache = cache if suite == "synthetic" else None
-    return Suite(task, suite, {split: MelBlocks(task, split, cache) for split in task.splits if split in used})
+    return Suite(task, suite, {split: MelBlocks(task, split, cache) for split in _splits(task)})
 
 
 def score_all(suites: list[Suite], embed: Embed, cache: Path, label: str = "", progress: bool = True) -> Scores:

@@ -3,6 +3,9 @@
 Everything random is a pure function of the seed and the step, so that a run which was killed goes on from its last
 checkpoint and ends where an undisturbed one does.
 
+Processes that `torchrun` starts can share a run, see `distributed`: each computes a part of every batch, the first one
+measures and writes.
+
 With schedule "branch" the rate is constant until a short decay at the end, so that runs of different lengths are the
 same until then (Hu et al. 2024; Haegele et al. 2024). Each leaves the state before its decay in a folder of trunks, and
 a longer run goes on from there: many points along training for little more than the longest one.
@@ -20,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from rankscale.budget import budget
 from rankscale.config import RunConfig
-from rankscale.corpus import Corpus
+from rankscale.corpus import Corpus, ReadAhead
+from rankscale.distributed import ALONE, Team
 from rankscale.embed import embed_all, encoder_embedding
 from rankscale.mae import MAE, decay_groups
 from rankscale.spectra import rankme, spectrum
@@ -34,6 +39,7 @@ COLLAPSED_RANKME = 1.5  # raw RankMe below this: nearly one direction is left
 EXPLODED_LOSS = 10.0  # normalised patches: predicting nothing costs 1
 HISTORY_CLIPS = 3072  # held-out clips for the RankMe of a history point (the record's own uses all)
 LOSS_CLIPS = 512  # held-out clips for the loss of a history point
+SETTLING_STEPS = 10  # not timed: kernels are chosen and compiled in the first steps that a process takes
 
 
 @dataclass(frozen=True)
@@ -64,13 +70,42 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """How a run ended. status: "ok", "diverged" (loss not finite or exploding) or "collapsed" (RankMe near 1)."""
+    """How a run ended. status: "ok", "diverged" (loss not finite or exploding) or "collapsed" (RankMe near 1).
+
+    flop_per_s: of the training steps that were timed (by `budget`'s counting rule, all processes together), without
+    the measurements between them; None where too few steps were taken to tell.
+    """
 
     model: MAE
     history: tuple[HistoryPoint, ...]
     status: str
     reason: str | None
     wall_s: float
+    flop_per_s: float | None = None
+
+
+@dataclass
+class Learner:
+    """A model that is being trained, and what trains it.
+
+    forward: the same model as training calls it: as it is, compiled, or sharing its gradients with a team.
+    """
+
+    model: MAE
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    team: Team = ALONE
+    step_s: list[float] = field(default_factory=list)  # wall time of each step that this process took
+
+    @classmethod
+    def of(cls, model: MAE, optimizer: torch.optim.Optimizer, team: Team = ALONE, compiled: bool = False) -> Learner:
+        """compiled: through torch.compile, which is faster after a wait, and rounds a little differently."""
+        shared = team.share(model)
+        return cls(model, torch.compile(shared) if compiled else shared, optimizer, team)
+
+    def flop_per_s(self, config: RunConfig) -> float | None:
+        timed = self.step_s[SETTLING_STEPS:]
+        return len(timed) * budget(config).train_flop / config.steps / sum(timed) if timed else None
 
 
 class Diverged(Exception):
@@ -144,32 +179,36 @@ def pretrain(
     save_every_s: float = 60.0,
     progress: bool = True,
     trunks: Path | None = None,
+    team: Team = ALONE,
+    compiled: bool = False,
 ) -> Pretrained:
     """Train the masked autoencoder of `config` on `corpus`; go on from `workdir`/checkpoint.pt if it is there.
 
     workdir: where the checkpoint lives; a killed run loses at most `save_every_s` seconds. trunks: where runs with
-    schedule "branch" leave and look for their common beginning; the result is the same without it.
-    Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration.
+    schedule "branch" leave and look for their common beginning; the result is the same without it. team: processes
+    that share the run; each calls this function, with folders that all of them see. compiled: see `Learner.of`.
+    Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration, and
+    where a batch has fewer clips than the team has processes.
     """
+    team.part(config.batch)  # a batch that cannot be shared is refused before anything is done
     device = pick_device(device)
     model = initial_model(config, corpus).to(device)
     optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=True)
     checkpoint = workdir / "checkpoint.pt"
-    for leftover in workdir.glob(f"{checkpoint.name}.*.tmp"):  # of a process that was killed while it wrote
-        leftover.unlink()
     trunk = _Trunk(trunks / trunk_hash(config), config) if trunks and config.schedule == "branch" else None
-    start = checkpoint if checkpoint.exists() or not trunk else trunk.nearest() or checkpoint
-    key = config.canonical() if start == checkpoint else trunk.key
-    state = _resume(start, key, model, optimizer, device)
+    start = team.on_leader(lambda: _find_start(checkpoint, trunk))
+    key = config.canonical() if start == checkpoint or not trunk else trunk.key
+    state = _resume(start, key, model, optimizer, device) if start else TrainState()
+    learner = Learner.of(model, optimizer, team, compiled)
     probe = _HistoryProbe(config, corpus, device)
     status, reason = "ok", None
     try:
-        _train(config, corpus, model, optimizer, state, probe, checkpoint, trunk, save_every_s, progress)
+        _train(config, corpus, learner, state, probe, checkpoint, trunk, save_every_s, progress and team.leads)
     except Diverged as error:
         status, reason = "diverged", str(error)
     if status == "ok" and state.history[-1].rankme < COLLAPSED_RANKME:
         status, reason = "collapsed", f"RankMe is {state.history[-1].rankme:.3f} after {state.step} steps"
-    return Pretrained(model, tuple(state.history), status, reason, state.wall_s)
+    return Pretrained(model, tuple(state.history), status, reason, state.wall_s, learner.flop_per_s(config))
 
 
 @dataclass(frozen=True)
@@ -192,43 +231,56 @@ class _Trunk:
         return max(found, key=lambda path: int(path.stem), default=None)
 
 
-def _train(config, corpus, model, optimizer, state, probe, checkpoint, trunk, save_every_s, progress) -> None:
+def _find_start(checkpoint: Path, trunk: _Trunk | None) -> Path | None:
+    """The file to go on from: the run's own checkpoint, else the nearest state of its trunk, if any."""
+    for leftover in checkpoint.parent.glob(f"{checkpoint.name}.*.tmp"):  # of a process that was killed while it wrote
+        leftover.unlink()
+    if checkpoint.exists():
+        return checkpoint
+    return trunk.nearest() if trunk else None
+
+
+def _train(config, corpus, learner, state, probe, checkpoint, trunk, save_every_s, progress) -> None:
     points = history_steps(config)
+    batches = ReadAhead(corpus) if next(learner.model.parameters()).is_cuda else corpus
     started = saved = time.monotonic()
     wall_before = state.wall_s
     with tqdm(total=config.steps, initial=state.step, desc=config.encoder, unit="step", disable=not progress) as bar:
         while True:
             if state.step in points and (not state.history or state.history[-1].step < state.step):
-                _note(state, probe, model, config)
+                _note(state, probe, learner, config)
             state.wall_s = wall_before + time.monotonic() - started
             done = state.step == config.steps
             if trunk and state.step == trunk_end(config) and not trunk.end().exists():
-                _save(trunk.end(), trunk.key, model, optimizer, state)
+                _save(trunk.end(), trunk.key, learner, state)
             if done or time.monotonic() - saved >= save_every_s:
-                _save(checkpoint, config.canonical(), model, optimizer, state)
+                _save(checkpoint, config.canonical(), learner, state)
                 saved = time.monotonic()
             if done:
                 return
-            train_step(config, corpus, model, optimizer, state)
+            began = time.monotonic()
+            train_step(config, batches, learner, state)
+            learner.step_s.append(time.monotonic() - began)
             bar.update()
             if bar.n % 20 == 0:
                 _show(bar, config, state)
 
 
-def train_step(
-    config: RunConfig, corpus: Corpus, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState
-) -> None:
+def train_step(config: RunConfig, corpus: Corpus | ReadAhead, learner: Learner, state: TrainState) -> None:
     """One batch: masks, loss, gradient, clip, update. Raises Diverged on a loss that means nothing any more."""
+    model, optimizer, team = learner.model, learner.optimizer, learner.team
     device = next(model.parameters()).device
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(state.step, config)
-    mel = corpus.batch(state.step, config.batch, config.seed).to(device)
+    part = team.part(config.batch)
+    mel = corpus.batch(state.step, config.batch, config.seed, part, device)
+    noise = model.mask_noise(config.batch, mask_generator(config.seed, state.step))[part]  # of the whole batch
     with _autocast(config, device):
-        loss = model(mel, generator=mask_generator(config.seed, state.step)).loss
+        loss = team.weigh(learner.forward(mel, noise=noise).loss, config.batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    value, norm = float(loss.detach()), float(norm)
+    value, norm = float(team.mean(loss)), float(norm)
     if not (math.isfinite(value) and math.isfinite(norm)) or value > EXPLODED_LOSS:
         raise Diverged(
             f"loss {value:.4g}, gradient norm {norm:.4g} at step {state.step}; try a lower lr than {config.lr}"
@@ -270,8 +322,15 @@ class _HistoryProbe:
         return spectrum(z) if np.isfinite(z).all() else None
 
 
-def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig) -> None:
-    """Add a point to the history; a model that no longer gives finite embeddings has diverged."""
+def _note(state: TrainState, probe: _HistoryProbe, learner: Learner, config: RunConfig) -> None:
+    """Add a point to the history, measured by the leader; a model that gives no finite embeddings has diverged."""
+    point = learner.team.on_leader(lambda: _measure_point(state, probe, learner.model, config))
+    state.history.append(point)
+    state.loss_sum = state.grad_sum = 0.0
+    state.since = 0
+
+
+def _measure_point(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig) -> HistoryPoint:
     model.eval()
     loss, sigma = probe.heldout_loss(model), probe.spectrum(model)
     model.train()
@@ -280,7 +339,7 @@ def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig
         raise Diverged(f"held-out loss {loss:.4g}{embeddings} at step {state.step}; try a lower lr than {config.lr}")
     mean = (lambda total: total / state.since) if state.since else (lambda total: None)
     lr = learning_rate(min(state.step, max(0, config.steps - 1)), config) if config.steps else 0.0
-    point = HistoryPoint(
+    return HistoryPoint(
         step=state.step,
         lr=lr,
         train_loss=mean(state.loss_sum),
@@ -290,9 +349,6 @@ def _note(state: TrainState, probe: _HistoryProbe, model: MAE, config: RunConfig
         rank_clips=len(probe.rank_rows),
         singular_values=sigma.float().tolist(),  # of float32 embeddings: more digits would say nothing
     )
-    state.history.append(point)
-    state.loss_sum = state.grad_sum = 0.0
-    state.since = 0
 
 
 def _show(bar: tqdm, config: RunConfig, state: TrainState) -> None:
@@ -305,20 +361,20 @@ def _show(bar: tqdm, config: RunConfig, state: TrainState) -> None:
     bar.set_postfix(shown, refresh=False)
 
 
-def _save(path: Path, key: str, model: MAE, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
-    """key: what the state belongs to, a run's configuration or a trunk's hash."""
+def _save(path: Path, key: str, learner: Learner, state: TrainState) -> None:
+    """key: what the state belongs to, a run's configuration or a trunk's hash. Only the leader of a team writes."""
+    if not learner.team.leads:
+        return
     content = {
         "config": key,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
         "state": asdict(state),
     }
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
 def _resume(path: Path, key: str, model: MAE, optimizer: torch.optim.Optimizer, device: str) -> TrainState:
-    if not path.exists():
-        return TrainState()
     content = _read_checkpoint(path, device)
     if content["config"] != key:
         raise ValueError(f"{path} belongs to another configuration; delete it or choose another folder")

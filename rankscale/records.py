@@ -50,7 +50,12 @@ class Rank(_Part):
 
 
 class Provenance(_Part):
-    """Host, time and versions: what may differ between two runs with one result."""
+    """Host, time and versions: what may differ between two runs with one result.
+
+    processes: that shared the training. compiled: whether its forward pass went through torch.compile. flop_per_s: of
+    the training steps, by the record's counting rule, all processes together; None in old records, and where too few
+    steps were timed. peak_flop_per_s: the most that the device of one process can do, see `devices`.
+    """
 
     commit: str | None
     versions: dict[str, str]
@@ -58,6 +63,17 @@ class Provenance(_Part):
     finished: str  # UTC, ISO 8601
     train_s: float
     measure_s: float
+    processes: int = 1
+    compiled: bool = False
+    flop_per_s: float | None = None
+    peak_flop_per_s: float | None = None
+
+    @property
+    def utilisation(self) -> float | None:
+        """Model FLOP utilisation: the share of what the devices can do that went into the model's own products."""
+        if not self.flop_per_s or not self.peak_flop_per_s:
+            return None
+        return self.flop_per_s / (self.processes * self.peak_flop_per_s)
 
 
 class RunRecord(_Part):
@@ -94,8 +110,8 @@ class RunRecord(_Part):
         return self.model_dump(exclude={"provenance"})
 
 
-def provenance(device: str, finished: str, train_s: float, measure_s: float) -> Provenance:
-    """Describe this process: git commit, package versions, device."""
+def provenance(device: str, finished: str, train_s: float, measure_s: float, **more: Any) -> Provenance:
+    """Describe this process: git commit, package versions, device. more: other fields of Provenance."""
     packages = ("rankscale", "torch", "torchaudio", "numpy", "scipy", "scikit-learn")
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     return Provenance(
@@ -105,6 +121,7 @@ def provenance(device: str, finished: str, train_s: float, measure_s: float) -> 
         finished=finished,
         train_s=train_s,
         measure_s=measure_s,
+        **more,
     )
 
 

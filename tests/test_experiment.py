@@ -58,6 +58,16 @@ def test_quality_is_the_mean_of_the_task_scores(synthetic):
         assert task["score"] == pytest.approx((main - task["chance"]) / (1 - task["chance"]))
 
 
+def test_a_record_tells_how_much_of_the_device_the_training_used(synthetic):
+    config, places, record = synthetic
+    made = record.provenance
+    assert (made.processes, made.compiled) == (1, False)
+    assert made.flop_per_s > 0
+    assert made.utilisation == pytest.approx(made.flop_per_s / made.peak_flop_per_s)
+    floor = records.read_record(records.record_path(places.records, config.untrained()))
+    assert floor.provenance.utilisation is None
+
+
 def test_the_untrained_floor_is_a_record_of_its_own(synthetic):
     config, places, record = synthetic
     floor = records.read_record(records.record_path(places.records, config.untrained()))

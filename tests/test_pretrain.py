@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from rankscale.config import RunConfig, profile
-from rankscale.corpus import ClipStore, Corpus, Source
+from rankscale.corpus import ClipStore, Corpus, ReadAhead, Source
 from rankscale.pretrain import history_steps, initial_model, learning_rate, pretrain
 
 FRAMES = 32
@@ -165,6 +165,24 @@ def test_epochs_visit_every_clip_once(corpus):
     assert len(set(drawn)) == 80
     assert torch.equal(corpus.batch(3, 8, 1), corpus.batch(3, 8, 1))
     assert not torch.equal(corpus.batch(3, 8, 1), corpus.batch(13, 8, 1))
+
+
+def test_batches_that_are_read_ahead_are_the_same_ones(corpus):
+    ahead = ReadAhead(corpus)
+    for step in (0, 1, 2, 7, 8):  # a run that resumes begins somewhere
+        assert torch.equal(ahead.batch(step, 8, 1, slice(2, 5), "cpu"), corpus.batch(step, 8, 1)[2:5])
+    assert not torch.equal(ahead.batch(9, 8, 2, slice(None), "cpu"), corpus.batch(9, 8, 1))
+
+
+def test_compiled_training_is_the_same_run(corpus, tmp_path, monkeypatch):
+    """Traced as it is for a compiler, but run by torch: the machine may have no compiler."""
+    traced = []
+    compile_model = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda m: traced.append(m) or compile_model(m, backend="eager"))
+    config = toy_config().replace(steps=12)
+    plain, compiled = run(config, corpus, tmp_path / "a"), run(config, corpus, tmp_path / "b", compiled=True)
+    assert len(traced) == 1
+    assert [p.heldout_loss for p in compiled.history] == pytest.approx([p.heldout_loss for p in plain.history], 1e-5)
 
 
 TRAIN = """

@@ -22,7 +22,7 @@ from rankscale.experiment import Places
 from rankscale.probe import PROBES
 from rankscale.records import RunRecord, provenance, read_record, read_records, record_path, write_record
 from rankscale.storage import hold_lock, is_locked
-from rankscale.sweep import Spec, carry_out, expect, labels, plan, read_spec
+from rankscale.sweep import Spec, carry_out, estimate, labels, limit, measure_rates, plan, read_spec
 
 pytestmark = pytest.mark.xdist_group("sweep")  # one worker: the tests share a cache of clips
 
@@ -206,7 +206,8 @@ def test_expected_times_come_from_records_of_the_same_shape_and_device(tmp_path)
     run = profile("smoke", **spec.shared)
     for seed, train_s in ((5, 16.0), (6, 24.0), (7, 32.0)):
         write_timed(run.replace(seed=seed, steps=16), train_s, 3.0, tmp_path / "records")
-    times = expect(plan(spec), sweep.Shelves(Places(tmp_path), tmp_path / "none"), "cpu")
+    planned = plan(spec)
+    times = measure_rates(planned, sweep.Shelves(Places(tmp_path), tmp_path / "none"), "cpu").expect(planned)
     assert times[run.hash].train_s == pytest.approx(8 * 24 / 16)
     assert times[run.hash].measure_s == 3.0
     assert (times[run.hash].train_from, times[run.hash].measure_from) == ("records", "records")
@@ -221,12 +222,126 @@ def test_runs_that_branch_are_charged_for_their_new_steps():
         {"profile": "smoke", "shared": shared, "blocks": {"steps": {"grid": {"steps": [100, 50, 200]}}}}
     )
     planned = plan(spec)
-    steps = sweep._new_steps(planned)
+    steps = estimate._new_steps(planned)
     assert [steps[each.config.hash] for each in planned if each.floor] == [50, 100 - 40, 200 - 80]
 
 
-def test_timing_a_step_needs_no_corpus():
+def test_timing_needs_no_corpus():
     assert 0 < sweep.time_step(profile("smoke", batch=2), "cpu") < 10
+    assert sweep.time_synth(profile("smoke"), "cpu") > 1
+
+
+def test_workers_that_share_a_gpu_probe_side_by_side_but_do_not_train_faster():
+    runs = {str(k): sweep.Expected(60.0, "records", 30.0, "records") for k in range(8)}
+    rates = sweep.Rates({}, 1e10, {}, 100.0, 1000)
+    assert sweep.Estimate(runs, 0.0, rates, sweep.Crew(4, 4)).work_s == 8 * 90 / 4
+    assert sweep.Estimate(runs, 0.0, rates, sweep.Crew(8, 8, gpus=1)).work_s == 8 * 60
+    assert sweep.Estimate(runs, 0.0, rates, sweep.Crew(100, 8)).work_s == 90
+    prepare_s = sweep.Estimate(runs, 3600.0, rates, sweep.Crew(4, 4)).prepare_s
+    assert prepare_s == pytest.approx((36 + 1000 * estimate.TASK_CLIP_S) / 4)
+
+
+# --- a time limit -----------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_left_out_from_the_end_and_test_cells_never_are():
+    planned = plan(
+        make_spec(
+            width={"seeds": [0, 1], "grid": {"encoder": ["en32-1", "en64-1"]}},
+            test={"seeds": [0], "runs": [{"encoder": "en64-2"}]},
+        )
+    )
+    hashes = {(each.config.encoder, each.config.seed, each.config.steps): each.config.hash for each in planned}
+    expected = {key: sweep.Expected(1.0 if name[2] else 0.0, "", 0.0, "") for name, key in hashes.items()}
+
+    def left(seconds: float, expected=expected) -> list[tuple[str, int, int]]:
+        def cost(kept):
+            return sum(expected[each.config.hash].total_s for each in kept if each.config.hash in expected)
+
+        out = sweep.prune(planned, expected, seconds, cost)
+        return [(each.config.encoder, each.config.seed, each.config.steps) for each in out]
+
+    assert left(5) == []
+    assert left(4) == [("en64-1", 1, 0), ("en64-1", 1, 12)]  # with its floor, that nothing else needs
+    assert left(2) == [(name, seed, k) for name, seed in (("en64-1", 0), ("en32-1", 1), ("en64-1", 1)) for k in (0, 12)]
+    assert len(left(1)) == len([each for each in planned if "test" not in each.blocks]) == 8
+    recorded = {key: each for key, each in expected.items() if key != hashes["en64-1", 1, 12]}
+    assert ("en64-1", 1, 12) not in left(1, recorded)  # it has a record and costs nothing
+
+    endless = expected | {
+        hashes[name]: sweep.Expected(99.0, "", 0.0, "") for name in (("en32-1", 0, 12), ("en64-2", 0, 12))
+    }
+    assert left(3, endless) == [("en32-1", 0, 0), ("en32-1", 0, 12)]  # and the others need not suffer for the test cell
+
+
+def test_the_time_is_up_when_there_is_just_enough_left_to_end_in():
+    with pytest.raises(ValueError, match="a time limit of 10 s: give at least 30 s"):
+        sweep.TimeLimit(10)
+    late = sweep.TimeLimit(100, time.monotonic() - 100 + limit.ENDING_S + 0.05)
+    with pytest.raises(limit.OutOfTime), late.enforced():
+        time.sleep(60)
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert not issubclass(limit.OutOfTime, Exception)  # a run that is stopped must not become a failed run
+
+
+LIMITED = TINY + "  test: {seeds: [0], runs: [{encoder: en64-1, mask_ratio: 0.5}]}\n"
+
+
+def test_a_sweep_with_a_time_limit_says_what_it_leaves_out_and_what_it_does_not_begin(out, tmp_path):
+    path = spec_of(LIMITED, tmp_path)
+    runs = {(c.encoder, c.mask_ratio): c for c in (each.config for each in plan(read_spec(path)) if each.floor)}
+    for (encoder, _), run in runs.items():
+        write_timed(run.replace(seed=5), 2.0, 3.0 if encoder == "en32-1" else 1000.0, out / "records")
+    status, said = do(path, out, time_limit_s=540)
+    assert status == 1
+    assert re.search(r"so that the others fit into 9 min 00 s: 1 run\. .*\n  en64-1 seed=0  \(width\)", said), said
+    assert re.search(r"en64-1 mask_ratio=0.5 seed=0  out of time  would take \d+ min", said), said
+    assert re.search(r"^ok +3$", said, re.MULTILINE), said  # en32-1 and two floors, one of them the test cell's
+    assert re.search(r"^left out +1  .*with more time", said, re.MULTILINE)
+    made = {record.hash for record in read_records(out / "records") if record.config.seed == 0 and record.config.steps}
+    assert made == {runs["en32-1", 0.75].hash}
+
+
+def test_a_sweep_whose_time_is_up_stops_and_can_be_gone_on_with(out, tmp_path, monkeypatch):
+    """The first run that starts to train uses up what is left."""
+    path = spec_of(TINY, tmp_path)
+    make = sweep.Job.make
+
+    def dawdle(job, config):
+        if config.steps:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            time.sleep(60)
+        make(job, config)
+
+    monkeypatch.setattr(sweep.Job, "make", dawdle)
+    status, said = do(path, out, time_limit_s=3600)
+    assert status == 1
+    assert "The time is up" in said
+    assert re.search(r"^not started +[23] ", said, re.MULTILINE), said
+    assert not [record for record in read_records(out / "records") if record.status == "failed"]
+    monkeypatch.undo()
+    assert do(path, out)[0] == 0
+
+
+def test_settings_that_runs_share_can_be_changed_and_blocks_left_out(tmp_path):
+    path = spec_of(LIMITED, tmp_path)
+    arguments = ["sweep", str(path), "--dry-run", "--out", str(tmp_path / "runs"), "--set", "tasks=[synth:pitch]"]
+    result = CliRunner().invoke(main, [*arguments, "--set", "steps=9", "--without", "width"])
+    assert result.exit_code == 0, result.output
+    assert "2 runs, 1 of them untrained" in result.output
+    spec = read_spec(path, {"tasks": ["synth:pitch"], "steps": "9"}, ["width"])
+    assert {(each.config.tasks, each.config.steps) for each in plan(spec) if each.floor} == {(("synth:pitch",), 9)}
+    for wrong, words in (("wdth", "its blocks are width, test"), ("set", "unknown field 'tsks'.*tasks")):
+        more = ["--without", wrong] if wrong != "set" else ["--set", "tsks=synth"]
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.exit_code == 1
+        assert re.search(words, result.output)
+
+
+def test_a_sweep_is_not_for_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="start a sweep once"):
+        do(spec_of(TINY, tmp_path), tmp_path / "runs")
 
 
 # --- running ----------------------------------------------------------------------------------------------
@@ -284,7 +399,7 @@ def nothing_is_left_running():
             process.communicate()
 
 
-def wait_until(ready, process=None, seconds=120.0):
+def wait_until(ready, process=None, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -306,7 +421,7 @@ def test_a_sweep_that_is_stopped_and_killed_goes_on_to_the_same_records(out, tmp
     polite = start(spec, out)
     wait_until(lambda: step_of(checkpoint) > 5, polite)
     os.killpg(polite.pid, signal.SIGINT)  # as a terminal does
-    said, _ = polite.communicate(timeout=120)
+    said, _ = polite.communicate(timeout=300)
     assert polite.returncode == 130, said
     assert "the same command goes on" in said
     assert re.search(r"^not started +1", said, re.MULTILINE)
@@ -365,8 +480,8 @@ def test_of_two_sweeps_side_by_side_one_goes_on_when_the_other_is_killed(out, tm
     sweeps = [start(spec, out) for _ in range(2)]
     wait_until(working, sweeps[0])
     os.kill(sweeps[0].pid, signal.SIGKILL)  # not its workers
-    sweeps[0].communicate(timeout=120)
-    said, _ = sweeps[1].communicate(timeout=90)
+    sweeps[0].communicate(timeout=300)
+    said, _ = sweeps[1].communicate(timeout=300)
     assert sweeps[1].returncode == 0, said
     assert re.search(r"^ok +4$", said, re.MULTILINE), said
     logs = [(places.work(config) / "log.txt").read_text() for config in runs]
@@ -385,11 +500,11 @@ def test_a_ray_worker_that_is_killed_leaves_a_run_to_go_on_with(out, tmp_path, m
     process = start(spec, out, "--executor", "ray", workers=2)
     wait_until(lambda: step_of(places.work(victim) / "checkpoint.pt") > 5, process)
     os.kill(int(places.lock(victim).read_text()), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     assert process.returncode == 1, said
     assert re.search(r"en32-1 seed=0  interrupted  its Ray worker died", said), said
     assert re.search(r"^ok +3$", said, re.MULTILINE)
-    said, _ = start(spec, out, "--executor", "ray", "--save-every", "60", workers=2).communicate(timeout=120)
+    said, _ = start(spec, out, "--executor", "ray", "--save-every", "60", workers=2).communicate(timeout=300)
     assert re.search(r"^ok +4$", said, re.MULTILINE), said
     calm = make_out("calm")
     assert do(spec, calm)[0] == 0
@@ -483,6 +598,13 @@ def test_a_folder_that_is_not_there_ends_the_sweep_before_it_begins(tmp_path, mo
 def test_durations_are_for_readers():
     texts = [sweep.duration(s) for s in (0.42, 9.96, 42, 59.7, 190, 3599.6, 7500)]
     assert texts == ["0.4 s", "10 s", "42 s", "1 min 00 s", "3 min 10 s", "1 h 00 min", "2 h 05 min"]
+
+
+def test_times_are_read_as_people_write_them():
+    assert [sweep.seconds(text) for text in ("540", "540s", "9m", "9 min", "1.5h")] == [540, 540, 540, 540, 5400]
+    for wrong in ("", "m", "9 minutes", "-3", "1e3"):
+        with pytest.raises(ValueError, match="for example 9m"):
+            sweep.seconds(wrong)
 
 
 def test_a_lock_is_seen_by_others_and_names_its_holder(tmp_path):

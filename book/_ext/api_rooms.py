@@ -16,8 +16,8 @@ import rankscale
 
 # A module may import only from those before it.
 DATA_FLOW = (
-    "config", "storage", "process", "sound.synth", "sound.files", "sound.datasets", "sound.tasks",
-    "sound.synthetic_tasks", "mel", "corpus", "mae", "dasheng",
+    "config", "storage", "process", "devices", "distributed", "sound.synth", "sound.files", "sound.datasets",
+    "sound.tasks", "sound.synthetic_tasks", "mel", "corpus", "mae", "dasheng",
     "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "axes",
     "laws", "estimands", "planner", "charts", "axis_charts", "report", "place", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
