@@ -44,8 +44,13 @@ def _across(axis: Axis, values: Sequence[float], title: bool = True) -> alt.X:
     pad = (high / low) ** 0.06 if axis.log else 0.06 * (high - low)
     domain = [low / pad, high * pad] if axis.log else [low - pad, high + pad]
     scale = alt.Scale(type="log" if axis.log else "linear", domain=domain, nice=False)
-    look = alt.Axis(values=list(values), format="~s" if high >= 1000 else "~g", labelOverlap="greedy", labels=title)
+    look = alt.Axis(values=list(values), format=_ticks(high), labelOverlap="greedy", labels=title)
     return alt.X("value:Q", title=axis.label if title else None, scale=scale, axis=look)
+
+
+def _ticks(high: float) -> str:
+    """How the values of an axis are written: with a precision, or Vega rounds 0.875 as its own ticks would allow."""
+    return "~s" if high >= 1000 else ".4~g"
 
 
 def _near(table: pd.DataFrame) -> pd.DataFrame:
@@ -244,7 +249,11 @@ def tasks_chart(study: Study) -> alt.FacetChart:
     colours = alt.Scale(domain=[TRAINED, UNTRAINED], range=[AXIS_COLOURS[axis.name], INK])
     dashes = alt.Scale(domain=[TRAINED, UNTRAINED], range=[[1, 0], [4, 4]])
     x = _across(axis, sorted(means["value"].unique()))
-    x = x.title(None).axis(values=sorted({means["value"].min(), means["value"].max()}), format="~s", labelFontSize=10)
+    x = x.title(None).axis(
+        values=sorted({means["value"].min(), means["value"].max()}),
+        format=_ticks(means["value"].max()),
+        labelFontSize=10,
+    )
     y = alt.Y("score:Q", title=None, scale=alt.Scale(zero=True)).axis(tickCount=3, labelFontSize=10)
     line = alt.Chart(means).transform_filter(alt.datum.probe == menu).mark_line(point={"size": 14})
     line = line.encode(
@@ -269,8 +278,9 @@ def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
     y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"])))
     offset = alt.YOffset("series:N", sort=series)
     scale = alt.Scale(domain=series, range=CATEGORY_COLOURS[: len(series)])
-    colour = alt.Color("series:N", title=None, scale=scale, legend=alt.Legend(columns=2))
-    shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=alt.Legend(columns=2))
+    legend = alt.Legend(columns=2, labelLimit=200)
+    colour = alt.Color("series:N", title=None, scale=scale, legend=legend)
+    shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=legend)
     x = alt.X("low:Q", title=title)
     bars = alt.Chart(near).mark_rule(strokeWidth=2).encode(y=y, yOffset=offset, x=x, x2="high:Q", color=colour)
     dots = alt.Chart(near).mark_point(size=55, opacity=1)
