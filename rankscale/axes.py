@@ -298,6 +298,8 @@ class Association:
 
     @property
     def word(self) -> str:
+        if np.isnan(self.low):
+            return "cannot yet, with single seeds, be said to follow"
         return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[self.sign]
 
 
@@ -340,7 +342,7 @@ def _ratio(up: np.ndarray, down: np.ndarray) -> np.ndarray:
 
 
 def _resample(table: pd.DataFrame, cell: str, joint: bool, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers, (draw, n_run): seeds drawn within each cell, or whole seeds for all cells; none without two seeds.
+    """Row numbers, (draw, n_run): seeds drawn within each cell, or whole seeds for all cells; none without two of each.
 
     Joint draws need every seed in the same number of cells; those of seeds that lack some are not drawn.
     """
@@ -351,7 +353,7 @@ def _resample(table: pd.DataFrame, cell: str, joint: bool, draws: int, rng: np.r
         drawn = rng.integers(len(whole), size=(draws if len(whole) > 1 else 0, len(whole)))
         return whole[drawn].reshape(len(drawn), whole.size)
     groups = [rows.to_numpy() for rows in table.groupby(cell).groups.values()]
-    draws = draws if max(map(len, groups)) > 1 else 0
+    draws = draws if min(map(len, groups)) > 1 else 0  # a cell of one run would pass for one without noise
     return np.concatenate([rng.choice(rows, (draws, len(rows))) for rows in groups], axis=1)
 
 

@@ -69,7 +69,9 @@ def test_without_a_second_seed_there_is_no_interval():
     table = seeded([1, 2, 4, 8], 1)
     found = axes.association(table, "x", "y")
     assert found.spearman == pytest.approx(1) and np.isnan([found.low, found.high]).all()
-    assert found.word == "does not clearly follow"
+    assert found.word == "cannot yet, with single seeds, be said to follow"
+    half = pd.concat([table, table[table["value"] == 2].assign(seed=1, x=0.0)])
+    assert np.isnan(axes.association(half, "x", "y").low)
     assert axes.change(table, "y", 1, 8).word == "has one seed only"
 
 
