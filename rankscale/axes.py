@@ -310,8 +310,8 @@ def association(
 
     Intervals: percentiles at 95 % over resampled seeds; the cells, values of column `cell`, are fixed. joint: seeds
     are drawn for all cells together, as they must be where one run serves several cells (points of one trunk).
-    With three seeds a cell such an interval is rough: it says how much the seeds matter, not more. Its ends are NaN where
-    a cell has one seed.
+    With three seeds a cell such an interval is rough: it says how much the seeds matter, not more. Where a cell has
+    one seed there is none (NaN).
     Raises ValueError for fewer than three runs, or a column that does not vary.
     """
     table = table.dropna(subset=[x, y])
