@@ -116,6 +116,12 @@ class Chapter:
         found = re.search(r"^# (.+)$", self.text, re.MULTILINE)
         return found[1].strip() if found else self.name
 
+    @property
+    def numbered_title(self) -> str:
+        """The title as readers see it: "9. Training steps" for 09_training_steps."""
+        number = re.match(r"\d+", self.name)
+        return f"{int(number[0])}. {self.title}" if number else self.title
+
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """What the cell tagged `parameters` declares; empty if there is none.
@@ -407,12 +413,24 @@ def _lay_out(root: Path, profile: str, results: Mapping[Chapter, Path]) -> Path:
         shutil.copy2(root / name, staged / name)
     shutil.copytree(root / "book", staged / "book")
     for chapter, folder in results.items():
-        shutil.copy2(folder / f"{chapter.name}.ipynb", staged / "chapters")
+        _copy_numbered(chapter, folder / f"{chapter.name}.ipynb", staged / "chapters")
         if folder.joinpath("assets").exists():
             shutil.copytree(folder / "assets", staged / "book" / "_static" / "chapters" / chapter.name)
     table = _run_times(profile, results)
     staged.joinpath("book", "run_times_table.md").write_text(table, encoding="utf-8")
     return staged
+
+
+def _copy_numbered(chapter: Chapter, source: Path, target: Path) -> None:
+    """Copy an executed notebook with its number in its title.
+
+    The number is the file's: figures and references use it, and Sphinx's own would change where a chapter is missing.
+    """
+    notebook = json.loads(source.read_text(encoding="utf-8"))
+    head = next(cell for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    text = "".join(head["source"])
+    head["source"] = text.replace(f"# {chapter.title}", f"# {chapter.numbered_title}", 1)
+    target.joinpath(source.name).write_text(json.dumps(notebook), encoding="utf-8")
 
 
 def _run_times(profile: str, results: Mapping[Chapter, Path]) -> str:
@@ -423,7 +441,7 @@ def _run_times(profile: str, results: Mapping[Chapter, Path]) -> str:
         notebook = json.loads(folder.joinpath(f"{chapter.name}.ipynb").read_text(encoding="utf-8"))
         seconds = notebook["metadata"]["rankscale"]["seconds"]
         total += seconds
-        lines.append(f"| [{chapter.title}](../chapters/{chapter.name}.ipynb) | {seconds:.0f} |")
+        lines.append(f"| [{chapter.numbered_title}](../chapters/{chapter.name}.ipynb) | {seconds:.0f} |")
     return "\n".join([*lines, f"| all | {total:.0f} |"]) + "\n"
 
 

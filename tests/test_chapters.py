@@ -240,7 +240,8 @@ def ran(tiny, monkeypatch):
             names.append(chapter.name)
             folder.joinpath("assets").mkdir(parents=True)
             folder.joinpath("assets", "tone.mp3").write_text(chapter.name)
-            notebook = {"metadata": {"rankscale": {"seconds": 61.4}}, "cells": chapter.title}
+            cells = [{"cell_type": "markdown", "source": [f"# {chapter.title}\n", "Text."]}]
+            notebook = {"metadata": {"rankscale": {"seconds": 61.4}}, "cells": cells}
             folder.joinpath(f"{chapter.name}.ipynb").write_text(json.dumps(notebook))
         return []
 
@@ -295,7 +296,9 @@ def test_old_results_are_forgotten_but_never_another_chapters(ran, tiny):
 def test_the_staged_tree_has_pages_sounds_and_run_times(ran, tiny):
     staged = tiny / "runs/book/smoke"
     assert (staged / "book/_static/chapters/02_second/tone.mp3").read_text() == "02_second"
-    assert "| [Second](../chapters/02_second.ipynb) | 61 |" in (staged / "book/run_times_table.md").read_text()
+    assert "| [2. Second](../chapters/02_second.ipynb) | 61 |" in (staged / "book/run_times_table.md").read_text()
+    page = json.loads((staged / "chapters/02_second.ipynb").read_text())
+    assert page["cells"][0]["source"] == "# 2. Second\nText."
     assert "| all | 123 |" in (staged / "book/run_times_table.md").read_text()
     assert sorted(path.name for path in staged.glob("*.yml")) == ["_config.yml", "_toc.yml"]
 
