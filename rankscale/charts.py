@@ -905,7 +905,7 @@ def strip_chart(table: pd.DataFrame, x_title: str, title: str = "") -> alt.Layer
     near = table.assign(q=rounded(table["q"].to_numpy(), 4))
     order = alt.Scale(domain=list(dict.fromkeys(table["embedding"])))
     colour, shape = (kind("embedding:N", scale=order, legend=None) for kind in (alt.Color, alt.Shape))
-    x = alt.X("q:Q", title=x_title, scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("q:Q", title=x_title, scale=alt.Scale(zero=False, nice=True)).axis(tickCount=5)
     base = alt.Chart(near, title=title).encode(y=alt.Y("embedding:N", title=None, scale=order, sort=None))
     dots = base.mark_point(size=70, opacity=0.75).encode(x=x, color=colour, shape=shape, tooltip=list(table.columns))
     mean = base.mark_tick(thickness=3, height=22, color=INK).encode(x="mean(q):Q")
