@@ -56,7 +56,7 @@ def _ticks(high: float) -> str:
 
 def _near(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as short as a figure can show them: a page holds all of them as text."""
-    floats = table.select_dtypes("floating").columns
+    floats = table.select_dtypes("floating").columns.drop("value", errors="ignore")  # a place on the axis is exact
     return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
 
 
@@ -280,10 +280,9 @@ def columns_chart(study: Study, columns: Mapping[str, str], title: str) -> alt.L
     order = alt.Scale(domain=list(columns.values()))
     look = alt.Legend(title=None, columns=2, labelLimit=220, symbolOpacity=1)
     colour, shape = (kind("series:N", scale=order, legend=look) for kind in (alt.Color, alt.Shape))
-    dash = alt.StrokeDash("series:N", scale=order, legend=None)
     y = alt.Y("y:Q", title=title, scale=alt.Scale(zero=False, padding=10)).axis(tickCount=5)
     base = alt.Chart(long).encode(x=_across(study.axis, study.values), color=colour)
-    line = base.mark_line().encode(y=y.aggregate("mean"), strokeDash=dash)
+    line = base.mark_line().encode(y=y.aggregate("mean"))
     dots = base.mark_point(size=40, opacity=0.9).encode(y=y, shape=shape, tooltip=list(long.columns))
     return alt.layer(line, dots).properties(width=WIDTH, height=200)
 
