@@ -169,7 +169,7 @@ def pair_agreement(
     shuffled = _shuffle(means[:1, 1], groups, draws, seed)
     found = _concordance(means[:, 0], means[:, 1], pairs)
     chance = _concordance(means[:1, 0], shuffled, pairs)
-    return Ranking(float(found[0]), *_interval(found[1:]), _p_value(found[0] - 0.5, chance - 0.5), len(pairs), 0.5)
+    return Ranking(*_estimate(found), _p_value(found[0] - 0.5, chance - 0.5), len(pairs), 0.5)
 
 
 def partial_spearman(
@@ -186,7 +186,7 @@ def partial_spearman(
     shuffled = _shuffle(means[:1, 1], groups, draws, seed)
     found = _partial(*means.swapaxes(0, 1))
     chance = _partial(means[:1, 0], shuffled, means[:1, 2])
-    return Ranking(float(found[0]), *_interval(found[1:]), _p_value(found[0], chance), len(arms), 0.0)
+    return Ranking(*_estimate(found), _p_value(found[0], chance), len(arms), 0.0)
 
 
 def _groups_of(arms: pd.Index, table: pd.DataFrame, group: str, arm: str) -> list[np.ndarray]:
@@ -275,8 +275,9 @@ def regret(
     """Quality lost by choosing an arm of each group by a rule, against the group's best arm.
 
     One row for each rule and each group of two arms or more, and one for their mean, group "all": arms, chosen (labels;
-    those that tie share), regret, low, high. Rules are as in `RULES`; None chooses blindly. The best arm is the best of
-    noisy means, so regrets are a little too large, and none is negative.
+    those that tie share), regret, low, high; gain, gain_low, gain_high: how much smaller that is than the regret of a
+    blind choice. Rules are as in `RULES`; None is the blind choice, the mean over the group's arms. The best arm is the
+    best of noisy means, so regrets are a little too large, and none is negative; gains are free of that.
     Raises ValueError where no group has two arms.
     """
     columns = [quality, *dict.fromkeys(column for column, _ in rules.values() if column)]
@@ -286,16 +287,25 @@ def regret(
     if not groups:
         raise ValueError(f"no two arms share a {group}: there is nothing to choose from")
     names = table.groupby(arm)[group].first()[arms].to_numpy()
+    blind = [_lost(means[:, 0, own], np.zeros_like(means[:, 0, own])) for own in groups]
     rows = []
     for rule, (column, sign) in rules.items():
         scores = sign * means[:, columns.index(column)] if column else np.zeros_like(means[:, 0])
         lost = [_lost(means[:, 0, own], scores[:, own]) for own in groups]
-        for own, each in zip(groups, lost, strict=True):
+        for own, each, without in zip(groups, lost, blind, strict=True):
             chosen = labels[own][np.isclose(scores[0, own], scores[0, own].max())] if column else ["any"]
-            rows.append((names[own[0]], rule, len(own), " | ".join(chosen), float(each[0]), *_interval(each[1:])))
-        mean = np.mean(lost, axis=0)
-        rows.append(("all", rule, sum(map(len, groups)), "", float(mean[0]), *_interval(mean[1:])))
-    return pd.DataFrame(rows, columns=["group", "rule", "arms", "chosen", "regret", "low", "high"])
+            rows.append(
+                (names[own[0]], rule, len(own), " | ".join(chosen), *_estimate(each), *_estimate(without - each))
+            )
+        mean, gain = np.mean(lost, axis=0), np.mean(blind, axis=0) - np.mean(lost, axis=0)
+        rows.append(("all", rule, sum(map(len, groups)), "", *_estimate(mean), *_estimate(gain)))
+    columns = ["group", "rule", "arms", "chosen", "regret", "low", "high", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _estimate(drawn: np.ndarray) -> tuple[float, float, float]:
+    """A statistic, which is the first of its draws, and its interval from the others."""
+    return float(drawn[0]), *_interval(drawn[1:])
 
 
 def _lost(quality: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -450,12 +450,13 @@ def families_chart(table: pd.DataFrame, name: str = "families") -> alt.LayerChar
 def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
     """Intervals side by side: one row an axis, one coloured bar a series; a rule marks zero.
 
-    table: columns axis, series, estimate, low, high.
+    table: columns axis, series, estimate, low, high. A series with the name of an axis gets that axis' colour.
     """
     near, series = _near(table), list(dict.fromkeys(table["series"]))
     y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"])))
     offset = alt.YOffset("series:N", sort=series)
-    scale = alt.Scale(domain=series, range=CATEGORY_COLOURS[: len(series)])
+    colours = [AXIS_COLOURS.get(name, CATEGORY_COLOURS[i % len(CATEGORY_COLOURS)]) for i, name in enumerate(series)]
+    scale = alt.Scale(domain=series, range=colours)
     legend = alt.Legend(columns=2, labelLimit=200)
     colour = alt.Color("series:N", title=None, scale=scale, legend=legend)
     shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=legend)

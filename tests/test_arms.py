@@ -136,7 +136,8 @@ def test_regret_is_what_the_best_has_more():
     found = arms.regret(table, "y", "group", rules).set_index(["group", "rule"])
     assert found.loc[(0, "high"), "regret"] == 3.0 and found.loc[(0, "high"), "chosen"] == "b | c"  # a tie is shared
     assert found.loc[(0, "low"), "regret"] == 0.0 and found.loc[(0, "low"), "chosen"] == "a"
-    assert found.loc[(0, "blind"), "regret"] == 2.0
+    assert found.loc[(0, "blind"), "regret"] == 2.0 and found.loc[(0, "blind"), "gain"] == 0
+    assert found.loc[(0, "high"), "gain"] == -1.0 and found.loc[("all", "high"), "gain"] == 1.25
     assert found.loc[("all", "high"), "regret"] == 1.5 and found.loc[("all", "high"), "arms"] == 5  # f is alone
     assert np.isnan(found["low"]).all()
 
