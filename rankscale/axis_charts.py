@@ -453,7 +453,7 @@ def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
     table: columns axis, series, estimate, low, high. A series with the name of an axis gets that axis' colour.
     """
     near, series = _near(table), list(dict.fromkeys(table["series"]))
-    y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"])))
+    y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"]))).axis(labelLimit=280)
     offset = alt.YOffset("series:N", sort=series)
     colours = [AXIS_COLOURS.get(name, CATEGORY_COLOURS[i % len(CATEGORY_COLOURS)]) for i, name in enumerate(series)]
     scale = alt.Scale(domain=series, range=colours)
