@@ -6,13 +6,14 @@ grey and dashed, so that what an axis does by itself can be told from what train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.axes import Axis, Study
+from rankscale.arms import MIDDLE, SEVERAL
+from rankscale.axes import AXES, Axis, Study, pooled_sd
 from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, rounded
 
 PROBE_NAMES = {"linear": "linear", "mlp": "MLP", "knn": "kNN", "linear_rp32": "linear, 32 random directions"}
@@ -49,13 +50,13 @@ def _across(axis: Axis, values: Sequence[float], title: bool = True) -> alt.X:
 
 
 def _ticks(high: float) -> str:
-    """How the values of an axis are written: with a precision, or Vega rounds 0.875 as its own ticks would allow."""
-    return "~s" if high >= 1000 else ".4~g"
+    """How the values of an axis are written: 65,536 in full; with a precision, or Vega rounds 0.875 as its own ticks."""
+    return ",d" if high >= 1000 else ".4~g"
 
 
 def _near(table: pd.DataFrame) -> pd.DataFrame:
     """Numbers as short as a figure can show them: a page holds all of them as text."""
-    floats = table.select_dtypes("floating").columns
+    floats = table.select_dtypes("floating").columns.drop("value", errors="ignore")  # a place on the axis is exact
     return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
 
 
@@ -269,15 +270,193 @@ def tasks_chart(study: Study) -> alt.FacetChart:
     return panel.add_params(menu).resolve_scale(y="independent").resolve_axis(x="independent")
 
 
+def columns_chart(study: Study, columns: Mapping[str, str], title: str) -> alt.LayerChart:
+    """Columns of the table of runs over one axis, in one panel: dots are runs, a line joins means over seeds.
+
+    columns: name -> what the legend calls it.
+    """
+    long = study.runs.melt(["value", "seed"], list(columns), "series", "y").dropna(subset=["y"])
+    long = _near(long.assign(series=long["series"].map(columns)))
+    order = alt.Scale(domain=list(columns.values()))
+    look = alt.Legend(title=None, columns=2, labelLimit=220, symbolOpacity=1)
+    colour, shape = (kind("series:N", scale=order, legend=look) for kind in (alt.Color, alt.Shape))
+    y = alt.Y("y:Q", title=title, scale=alt.Scale(zero=False, padding=10)).axis(tickCount=5)
+    base = alt.Chart(long).encode(x=_across(study.axis, study.values), color=colour)
+    line = base.mark_line().encode(y=y.aggregate("mean"))
+    dots = base.mark_point(size=40, opacity=0.9).encode(y=y, shape=shape, tooltip=list(long.columns))
+    return alt.layer(line, dots).properties(width=WIDTH, height=200)
+
+
+# --- all runs of a sweep ----------------------------------------------------------------------------------
+
+# Grey are the centre and the runs that moved along several axes; their shapes differ.
+STAR = "M0,.5L.6,.8L.5,.1L1,-.3L.3,-.4L0,-1L-.3,-.4L-1,-.3L-.5,.1L-.6,.8L0,.5Z"
+COLOURS = {MIDDLE: AXIS_COLOURS["seed"]} | {name: AXIS_COLOURS[name] for name in AXES} | {SEVERAL: INK}
+SHAPES = {MIDDLE: AXIS_SHAPES["seed"]} | {name: AXIS_SHAPES[name] for name in AXES} | {SEVERAL: STAR}
+FLOP_TITLE, FLOP_LABEL = "training compute (10¹² FLOP)", "format(datum.value / 1e12, '~g')"
+SPREADS = 2  # standard deviations to either side
+
+
+def flop_axis(column: str = "train_flop", title: str = FLOP_TITLE) -> alt.X:
+    """Compute on a logarithmic axis."""
+    scale = alt.Scale(type="log", nice=False, padding=14)
+    return alt.X(f"{column}:Q", title=title, scale=scale).axis(labelExpr=FLOP_LABEL)
+
+
+def runs_chart(
+    table: pd.DataFrame,
+    x: alt.X,
+    studies: Mapping[str, Study] | None = None,
+    spread: bool = False,
+    name: str = "runs",
+    y_title: str = "quality Q",
+) -> alt.LayerChart:
+    """Q of every run against a number; the probe and the tasks are chosen below the figure.
+
+    table: as `arms.sweep_table` gives it; x: its encoding names the column. studies: axes whose means are joined.
+    spread: draw two seed standard deviations to either side, pooled over arms, to the scale of both axes.
+    """
+    column = x.shorthand.split(":")[0]
+    points = _near(quality_long(table, ["axis", "label", "seed", column]))
+    menu = _menu(list(points["measure"].unique()), f"{name}_measure")
+    y = alt.Y("q:Q", title=y_title, scale=alt.Scale(zero=False, padding=14))
+    lines = [
+        quality_long(study.runs.assign(axis=axis), ["axis", "value", column]) for axis, study in (studies or {}).items()
+    ]
+    colour, _ = _kinds(points)
+    layers = [_paths(pd.concat(lines), [column, "q"], ["measure"], x, y, colour)] if lines else []
+    layers = [layer.transform_filter(_is(menu)) for layer in (*layers, _dots(points, x, y, f"{name}_axis"))]
+    if spread:
+        layers += [layer.transform_filter(_is(menu)) for layer in _spread(table, points, column, x, y)]
+    return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=300)
+
+
+def _is(menu: alt.Parameter):
+    return alt.datum.measure == menu
+
+
+def _kinds(table: pd.DataFrame) -> tuple[alt.Color, alt.Shape]:
+    """Colour and shape by axis, with one legend for both."""
+    present = [name for name in COLOURS if name in set(table["axis"])]
+    look = alt.Legend(title=None, columns=4, symbolOpacity=1)
+    colours = alt.Scale(domain=present, range=[COLOURS[name] for name in present])
+    shapes = alt.Scale(domain=present, range=[SHAPES[name] for name in present])
+    return alt.Color("axis:N", scale=colours, legend=look), alt.Shape("axis:N", scale=shapes, legend=look)
+
+
+def _dots(points: pd.DataFrame, x: alt.X, y: alt.Y, click: str) -> alt.Chart:
+    colour, shape = _kinds(points)
+    chosen = alt.selection_point(fields=["axis"], bind="legend", name=click)
+    clear = alt.when(chosen).then(alt.value(0.85)).otherwise(alt.value(0.12))
+    tooltip = [each for each in points.columns if each != "measure"]
+    dots = alt.Chart(points).mark_point(size=48)
+    return dots.encode(x=x, y=y, color=colour, shape=shape, opacity=clear, tooltip=tooltip).add_params(chosen)
+
+
+def _paths(long: pd.DataFrame, columns: list[str], keys: list[str], x: alt.X, y: alt.Y, colour: alt.Color) -> alt.Chart:
+    """Means over seeds along each axis, joined in the order of its values."""
+    means = _near(long.groupby(["axis", "value", *keys], as_index=False, sort=False)[columns].mean())
+    line = alt.Chart(means).mark_line(strokeWidth=1.5, opacity=0.7)
+    return line.encode(x=x, y=y, color=colour, order="value:Q", detail="axis:N")
+
+
+def _spread(table: pd.DataFrame, points: pd.DataFrame, column: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """A cross in the lower right corner, `SPREADS` seed standard deviations to every side; nothing without seeds."""
+    sd_x, df = pooled_sd(table, column, by="arm")
+    if not df:
+        return []
+    sd_q = points.merge(table[["label", "arm"]].drop_duplicates(), on="label")
+    rows = []
+    for measure, part in sd_q.groupby("measure"):
+        half = SPREADS * pooled_sd(part, "q", by="arm")[0]
+        right, low = points[column].max(), part["q"].min()
+        rows.append(
+            (measure, right, right - 2 * SPREADS * sd_x, right - SPREADS * sd_x, low, low + 2 * half, low + half)
+        )
+    cross = _near(pd.DataFrame(rows, columns=["measure", "right", "left", column, "bottom", "top", "q"]))
+    base = alt.Chart(cross)
+    from_left, from_bottom = x.copy(), y.copy()
+    from_left.shorthand, from_bottom.shorthand = "left:Q", "bottom:Q"
+    return [
+        base.mark_rule(strokeWidth=3).encode(x=from_left, x2="right:Q", y=y),
+        base.mark_rule(strokeWidth=3).encode(y=from_bottom, y2="top:Q", x=x),
+        base.mark_text(align="right", baseline="bottom", dx=-6, dy=-6, fontSize=11).encode(
+            x=x, y=y, text=alt.value(f"seeds, {SPREADS} SD to each side")
+        ),
+    ]
+
+
+def panels_chart(
+    table: pd.DataFrame, x: alt.X, studies: Mapping[str, Study], columns: Mapping[str, str], name: str = "panels"
+) -> alt.VConcatChart:
+    """Panels over one x: a panel for each of `columns` (column: title), and Q, chosen below the figure, as the last."""
+    column = x.shorthand.split(":")[0]
+    keys = ["axis", "label", "seed", column]
+    lines = pd.concat([study.runs.assign(axis=axis) for axis, study in studies.items()])
+    colour, _ = _kinds(table)
+    bare = x.copy().title(None).axis(labels=False)
+    panels = []
+    for each, title in columns.items():
+        y = alt.Y(f"{each}:Q", title=title, scale=alt.Scale(zero=False, padding=8)).axis(tickCount=4)
+        dots = _dots(_near(table[[*keys, each]].dropna()), bare, y, f"{name}_{each}")
+        layers = [_paths(lines.dropna(subset=[each]), [column, each], [], bare, y, colour), dots]
+        panels.append(alt.layer(*layers).properties(width=WIDTH, height=130))
+    quality = runs_chart(table, x, studies, name=f"{name}_q").properties(height=130)
+    return alt.vconcat(*panels, quality, spacing=8)
+
+
+def flop_chart(table: pd.DataFrame) -> alt.Chart:
+    """Training compute of a run as a stacked bar. table: columns run, part, flop; runs and parts in order."""
+    runs, parts = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["part"]))
+    near = _near(table).assign(order=table["part"].map(parts.index))
+    colour = alt.Color("part:N", title=None, scale=alt.Scale(domain=parts, range=[CATEGORY_COLOURS[0], f"{INK}88"]))
+    bars = (
+        alt.Chart(near)
+        .mark_bar(stroke=INK, strokeWidth=0.5)
+        .encode(
+            x=alt.X("flop:Q", title=FLOP_TITLE).axis(labelExpr=FLOP_LABEL, tickCount=5),
+            y=alt.Y("run:N", title=None, sort=runs),
+            color=colour,
+            order="order:Q",
+            tooltip=["run:N", "part:N", alt.Tooltip("flop:Q", format=".3s")],
+        )
+    )
+    return bars.properties(width=WIDTH - 90, height={"step": 22})
+
+
+def families_chart(table: pd.DataFrame, name: str = "families") -> alt.LayerChart:
+    """Q against width, one line for each family of equal compute; the probe and the tasks are chosen below.
+
+    table: as `arms.sweep_table` gives it, with a column `family`. Dots are runs, a line joins means over seeds.
+    """
+    points = _near(quality_long(table, ["family", "width", "steps", "seed"]))
+    menu = _menu(list(points["measure"].unique()), f"{name}_measure")
+    x = alt.X("width:Q", title="width (dimensions)", scale=alt.Scale(type="log", base=2, padding=20))
+    x = x.axis(values=sorted(table["width"].unique().tolist()), format="d")
+    y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=14))
+    order = alt.Scale(domain=list(dict.fromkeys(table["family"])))
+    colour, shape = (kind("family:N", title=None, scale=order) for kind in (alt.Color, alt.Shape))
+    base = alt.Chart(points).transform_filter(_is(menu))
+    line = base.mark_line().encode(x=x, y=y.aggregate("mean"), color=colour)
+    dots = base.mark_point(size=60, opacity=0.85).encode(
+        x=x, y=y, color=colour, shape=shape, tooltip=list(points.columns)
+    )
+    return alt.layer(line, dots).add_params(menu).properties(width=WIDTH, height=240)
+
+
+# --- intervals ---------------------------------------------------------------------------------------------
+
+
 def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
     """Intervals side by side: one row an axis, one coloured bar a series; a rule marks zero.
 
-    table: columns axis, series, estimate, low, high.
+    table: columns axis, series, estimate, low, high. A series with the name of an axis gets that axis' colour.
     """
     near, series = _near(table), list(dict.fromkeys(table["series"]))
-    y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"])))
+    y = alt.Y("axis:N", title=None, sort=list(dict.fromkeys(table["axis"]))).axis(labelLimit=280)
     offset = alt.YOffset("series:N", sort=series)
-    scale = alt.Scale(domain=series, range=CATEGORY_COLOURS[: len(series)])
+    colours = [AXIS_COLOURS.get(name, CATEGORY_COLOURS[i % len(CATEGORY_COLOURS)]) for i, name in enumerate(series)]
+    scale = alt.Scale(domain=series, range=colours)
     legend = alt.Legend(columns=2, labelLimit=200)
     colour = alt.Color("series:N", title=None, scale=scale, legend=legend)
     shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=legend)

@@ -1,0 +1,314 @@
+"""All runs of a sweep side by side: where each lies, which of them are matched, and what choosing among them costs.
+
+An arm is a configuration whatever its seed. Arms are matched where width and training compute are equal: what is left
+between them is neither the number of dimensions nor the money. Intervals are percentiles over resampled seeds; the
+arms themselves are fixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from rankscale.axes import AXES, CENTRE, DRAWS, LEVEL, Study, equal_compute, pooled_sd, study, value_of
+from rankscale.config import RunConfig
+from rankscale.records import RunRecord, runs_table
+from rankscale.sweep import plan, read_spec
+
+MIDDLE, SEVERAL = "centre", "several"  # of a run that moves along no axis, along more than one
+# How an arm may be chosen without labels: column of the table of runs, and whether more (+1) or less (-1) of it wins.
+RULES = {
+    "highest RankMe": ("rankme_corrected", +1),
+    "widest": ("width", +1),
+    "lowest held-out loss": ("heldout_loss", -1),
+    "at random": (None, 0),
+}
+
+
+def held_back(folder: Path, block: str = "test") -> frozenset[str]:
+    """Arms in the block of that name of any sweep's file (`*.yaml`) in a folder: those that no fit may use."""
+    planned = [each for path in sorted(folder.glob("*.yaml")) for each in plan(read_spec(path))]
+    return frozenset(arm_of(each.config) for each in planned if block in each.blocks and each.config.steps)
+
+
+def arm_of(config: RunConfig) -> str:
+    """What runs share that differ only in their seed."""
+    return config.replace(seed=0, attempt=0).hash
+
+
+def moved(config: RunConfig, centre: RunConfig = CENTRE) -> dict[str, float]:
+    """The axes along which a run differs from the centre, and where on them it lies."""
+    return {
+        name: value_of(axis, config) for name, axis in AXES.items() if value_of(axis, config) != value_of(axis, centre)
+    }
+
+
+def in_reach(config: RunConfig, centre: RunConfig = CENTRE) -> bool:
+    """Whether a run is trained and differs from the centre in nothing but axes and the seed."""
+    fields = {name for axis in AXES.values() for name in axis.fields} | {"seed", "attempt"}
+    return config.steps > 0 and config.replace(**{name: getattr(centre, name) for name in fields}) == centre
+
+
+def sweep_table(
+    records: Iterable[RunRecord], centre: RunConfig = CENTRE, without: Collection[str] = frozenset()
+) -> pd.DataFrame:
+    """Every finished run in reach of the centre: `records.runs_table` with columns axis, arm and label.
+
+    axis: the one along which it moved, or "centre", or "several"; arm: the same for all seeds; label: the arm in words.
+    without: arms that are left out (`held_back`). Raises ValueError where nothing is left.
+    """
+    chosen = [
+        each
+        for each in records
+        if each.status == "ok" and in_reach(each.config, centre) and arm_of(each.config) not in without
+    ]
+    if not chosen:
+        raise ValueError("no finished run differs from the centre in nothing but axes and the seed")
+    places = [moved(each.config, centre) for each in chosen]
+    return runs_table(chosen).assign(
+        arm=[arm_of(each.config) for each in chosen],
+        axis=[next(iter(place)) if len(place) == 1 else SEVERAL if place else MIDDLE for place in places],
+        label=[", ".join(f"{name} {value:g}" for name, value in place.items()) or MIDDLE for place in places],
+    )
+
+
+def studies(records: Iterable[RunRecord], centre: RunConfig = CENTRE) -> dict[str, Study]:
+    """Every axis along which at least two values have a finished run, by name."""
+    records = list(records)
+    reached = [each.config for each in records if each.status == "ok" and in_reach(each.config, centre)]
+    found = {}
+    for name, axis in AXES.items():
+        along = {value_of(axis, config) for config in reached if moved(config, centre).keys() <= {name}}
+        if len(along) > 1:
+            found[name] = study(name, records, centre)
+    return found
+
+
+def matched_groups(table: pd.DataFrame, factor: float = 1.25) -> pd.Series:
+    """Runs of equal width whose training compute lies within a factor: the name of its group for every row."""
+    return "width " + table["width"].astype(str) + ", group " + equal_compute(table, factor).astype(str)
+
+
+def drawn_means(
+    table: pd.DataFrame, columns: Sequence[str], arm: str = "arm", draws: int = DRAWS, seed: int = 0
+) -> tuple[pd.Index, np.ndarray]:
+    """Means over the seeds of each arm, and over seeds drawn again: arms, and (1 + draws, column, arm).
+
+    The first row holds the means themselves. Where no arm has two seeds there is nothing to draw, and no other row.
+    """
+    table = table.dropna(subset=list(columns)).reset_index(drop=True)
+    rows = table.groupby(arm).groups
+    draws = draws if max(map(len, rows.values())) > 1 else 0
+    rng = np.random.default_rng(seed)
+    values = table[list(columns)].to_numpy(float).T
+    means = [
+        np.hstack([values[:, own].mean(axis=1)[:, None], values[:, rng.choice(own, (draws, len(own)))].mean(axis=2)])
+        for own in (each.to_numpy() for each in rows.values())
+    ]
+    return pd.Index(rows), np.stack(means, axis=2).swapaxes(0, 1)
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Percentiles of a statistic over draws, NaN where there are none."""
+    if not len(drawn):
+        return float("nan"), float("nan")
+    low, high = np.nanpercentile(drawn, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+# --- does a number rank arms? -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How well x ranks y over arms, with an interval from the seeds and a p value by permutation within groups.
+
+    estimate: a share of pairs or a correlation; none: its value where x says nothing of y (0.5 or 0).
+    p: how often shuffling y within the groups gives an estimate as far from `none`, in either direction.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    n: int
+    none: float
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the interval excludes chance and the permutations do too, else 0."""
+        if not self.p < 1 - LEVEL:
+            return 0
+        return int(self.low > self.none) - int(self.high < self.none)
+
+    @property
+    def word(self) -> str:
+        if np.isnan(self.low):
+            return "cannot be told apart from luck with one seed"
+        return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[self.sign]
+
+
+def pair_agreement(
+    table: pd.DataFrame, x: str, y: str, group: str, arm: str = "arm", draws: int = DRAWS, seed: int = 0
+) -> Ranking:
+    """Of all pairs of arms in one group, the share in which the arm with more x has more y; 0.5 is chance.
+
+    x and y are means over seeds. Raises ValueError where no group has two arms.
+    """
+    arms, means = drawn_means(table, [x, y], arm, draws, seed)
+    groups = _groups_of(arms, table, group, arm)
+    pairs = np.array([pair for own in groups for pair in combinations(own, 2)]).reshape(-1, 2)
+    if not len(pairs):
+        raise ValueError(f"no two arms share a {group}: there is nothing to compare")
+    shuffled = _shuffle(means[:1, 1], groups, draws, seed)
+    found = _concordance(means[:, 0], means[:, 1], pairs)
+    chance = _concordance(means[:1, 0], shuffled, pairs)
+    return Ranking(*_estimate(found), _p_value(found[0] - 0.5, chance - 0.5), len(pairs), 0.5)
+
+
+def partial_spearman(
+    table: pd.DataFrame, x: str, y: str, given: str, arm: str = "arm", draws: int = DRAWS, seed: int = 0
+) -> Ranking:
+    """Spearman's correlation of x and y over arms, with what both owe to `given` taken out; 0 is chance.
+
+    The p value shuffles y among arms of equal `given`. Raises ValueError where `given` has one value only.
+    """
+    arms, means = drawn_means(table, [x, y, given], arm, draws, seed)
+    if len(np.unique(means[0, 2])) < 2:
+        raise ValueError(f"{given} is the same in all {len(arms)} arms: nothing to take out")
+    groups = _groups_of(arms, table, given, arm)
+    shuffled = _shuffle(means[:1, 1], groups, draws, seed)
+    found = _partial(*means.swapaxes(0, 1))
+    chance = _partial(means[:1, 0], shuffled, means[:1, 2])
+    return Ranking(*_estimate(found), _p_value(found[0], chance), len(arms), 0.0)
+
+
+def _groups_of(arms: pd.Index, table: pd.DataFrame, group: str, arm: str) -> list[np.ndarray]:
+    """Places in `arms` of those that share a group."""
+    of_arm = table.groupby(arm)[group].first()[arms]
+    return [np.flatnonzero(of_arm == each) for each in of_arm.unique()]
+
+
+def _shuffle(values: np.ndarray, groups: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
+    """values (1, arm), shuffled within groups: (draws, arm)."""
+    shuffled, rng = np.repeat(values, draws, axis=0), np.random.default_rng(seed)
+    for own in groups:
+        shuffled[:, own] = rng.permuted(shuffled[:, own], axis=1)
+    return shuffled
+
+
+def _concordance(x: np.ndarray, y: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Of each row, (row, arm): the share of pairs in which x and y have the same order; a tie is half."""
+    a, b = pairs.T
+    return (1 + (np.sign(x[:, a] - x[:, b]) * np.sign(y[:, a] - y[:, b])).mean(axis=1)) / 2
+
+
+def _partial(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Partial rank correlation of each row of (row, arm)."""
+    x, y, z = (_standardised_ranks(each) for each in (x, y, z))
+    xy, xz, yz = ((a * b).mean(axis=1) for a, b in ((x, y), (x, z), (y, z)))
+    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+
+
+def _standardised_ranks(values: np.ndarray) -> np.ndarray:
+    ranks = stats.rankdata(values, axis=1)
+    return (ranks - ranks.mean(axis=1, keepdims=True)) / ranks.std(axis=1, keepdims=True)
+
+
+def _p_value(found: float, chance: np.ndarray) -> float:
+    """Two-sided; the order that was found counts as one of the shuffles."""
+    return float((1 + (np.abs(chance) >= abs(found) - 1e-12).sum()) / (1 + len(chance)))
+
+
+def resolved_pairs(table: pd.DataFrame, x: str, y: str, group: str, arm: str = "arm") -> pd.DataFrame:
+    """All pairs of arms in one group, and whether their differences are larger than seeds make them.
+
+    One row a pair: group, one, other (labels), dx, dy (differences of means), and verdict: "agree" or "disagree" where
+    both differences exceed the 95 % t interval of the seeds, pooled over arms; else "x not told apart" or "only x told
+    apart". The intervals are those of single pairs: of twenty equal pairs about one is called different.
+    """
+    table = table.dropna(subset=[x, y])
+    noise = {column: _noise(table, column, arm) for column in (x, y)}
+    rows = []
+    for name, part in table.groupby(group):
+        cells = part.groupby(arm).agg(label=("label", "first"), x=(x, "mean"), y=(y, "mean"), n=(x, "size"))
+        for one, other in combinations(cells.itertuples(), 2):
+            spread = np.sqrt(1 / one.n + 1 / other.n)
+            dx, dy = one.x - other.x, one.y - other.y
+            told = abs(dx) > noise[x] * spread, abs(dy) > noise[y] * spread
+            rows.append((name, one.label, other.label, dx, dy, _verdict(dx * dy, *told)))
+    return pd.DataFrame(rows, columns=["group", "one", "other", "dx", "dy", "verdict"])
+
+
+def _noise(table: pd.DataFrame, column: str, arm: str) -> float:
+    """Half the 95 % interval of the difference of two single runs, over sqrt(2); infinite without seeds."""
+    sd, df = pooled_sd(table, column, by=arm)
+    return float(stats.t.ppf((1 + LEVEL) / 2, df) * sd) if df else float("inf")
+
+
+def _verdict(product: float, x_told: bool, y_told: bool) -> str:
+    if not x_told:
+        return "x not told apart"
+    if not y_told:
+        return "only x told apart"
+    return "agree" if product > 0 else "disagree"
+
+
+# --- what choosing costs ----------------------------------------------------------------------------------
+
+
+def regret(
+    table: pd.DataFrame,
+    quality: str,
+    group: str,
+    rules: Mapping[str, tuple[str | None, int]] = RULES,
+    arm: str = "arm",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Quality lost by choosing an arm of each group by a rule, against the group's best arm.
+
+    One row for each rule and each group of two arms or more, and one for their mean, group "all": arms, chosen (labels;
+    those that tie share), regret, low, high; gain, gain_low, gain_high: how much smaller that is than the regret of a
+    blind choice. Rules are as in `RULES`; None is the blind choice, the mean over the group's arms. The best arm is the
+    best of noisy means, so regrets are a little too large, and none is negative; gains are free of that.
+    Raises ValueError where no group has two arms.
+    """
+    columns = [quality, *dict.fromkeys(column for column, _ in rules.values() if column)]
+    arms, means = drawn_means(table, columns, arm, draws, seed)
+    labels = table.groupby(arm)["label"].first()[arms].to_numpy()
+    groups = [own for own in _groups_of(arms, table, group, arm) if len(own) > 1]
+    if not groups:
+        raise ValueError(f"no two arms share a {group}: there is nothing to choose from")
+    names = table.groupby(arm)[group].first()[arms].to_numpy()
+    blind = [_lost(means[:, 0, own], np.zeros_like(means[:, 0, own])) for own in groups]
+    rows = []
+    for rule, (column, sign) in rules.items():
+        scores = sign * means[:, columns.index(column)] if column else np.zeros_like(means[:, 0])
+        lost = [_lost(means[:, 0, own], scores[:, own]) for own in groups]
+        for own, each, without in zip(groups, lost, blind, strict=True):
+            chosen = labels[own][np.isclose(scores[0, own], scores[0, own].max())] if column else ["any"]
+            rows.append(
+                (names[own[0]], rule, len(own), " | ".join(chosen), *_estimate(each), *_estimate(without - each))
+            )
+        mean, gain = np.mean(lost, axis=0), np.mean(blind, axis=0) - np.mean(lost, axis=0)
+        rows.append(("all", rule, sum(map(len, groups)), "", *_estimate(mean), *_estimate(gain)))
+    columns = ["group", "rule", "arms", "chosen", "regret", "low", "high", "gain", "gain_low", "gain_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _estimate(drawn: np.ndarray) -> tuple[float, float, float]:
+    """A statistic, which is the first of its draws, and its interval from the others."""
+    return float(drawn[0]), *_interval(drawn[1:])
+
+
+def _lost(quality: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Of each row (row, arm): the best quality less that of the arm with the highest score, or of those that tie."""
+    wins = np.isclose(score, score.max(axis=1, keepdims=True))
+    return quality.max(axis=1) - (quality * wins).sum(axis=1) / wins.sum(axis=1)
