@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rankscale.axes import AXES, CENTRE, DRAWS, LEVEL, Study, equal_compute, pooled_sd, study, value_of
+from rankscale.axes import AXES, CENTRE, DRAWS, LEVEL, Study, equal_compute, pooled_sd, same_but, study, value_of
 from rankscale.config import RunConfig
 from rankscale.records import RunRecord, runs_table
 from rankscale.sweep import plan, read_spec
@@ -24,7 +24,7 @@ from rankscale.sweep import plan, read_spec
 MIDDLE, SEVERAL = "centre", "several"  # of a run that moves along no axis, along more than one
 # How an arm may be chosen without labels: column of the table of runs, and whether more (+1) or less (-1) of it wins.
 RULES = {
-    "highest RankMe": ("rankme_corrected", +1),
+    "highest RankMe": ("log_rank", +1),
     "widest": ("width", +1),
     "lowest held-out loss": ("heldout_loss", -1),
     "at random": (None, 0),
@@ -51,16 +51,16 @@ def moved(config: RunConfig, centre: RunConfig = CENTRE) -> dict[str, float]:
 
 def in_reach(config: RunConfig, centre: RunConfig = CENTRE) -> bool:
     """Whether a run is trained and differs from the centre in nothing but axes and the seed."""
-    fields = {name for axis in AXES.values() for name in axis.fields} | {"seed", "attempt"}
-    return config.steps > 0 and config.replace(**{name: getattr(centre, name) for name in fields}) == centre
+    return config.steps > 0 and same_but(config, centre, (name for axis in AXES.values() for name in axis.fields))
 
 
 def sweep_table(
     records: Iterable[RunRecord], centre: RunConfig = CENTRE, without: Collection[str] = frozenset()
 ) -> pd.DataFrame:
-    """Every finished run in reach of the centre: `records.runs_table` with columns axis, arm and label.
+    """Every finished run in reach of the centre: `records.runs_table` with columns axis, arm, label and log_rank.
 
-    axis: the one along which it moved, or "centre", or "several"; arm: the same for all seeds; label: the arm in words.
+    axis: the one along which it moved, or "centre", or "several"; arm: the same for all seeds; label: the arm in words;
+    log_rank: ln of RankMe corrected for its number of clips, whose luck does not grow with its size.
     without: arms that are left out (`held_back`). Raises ValueError where nothing is left.
     """
     chosen = [
@@ -72,6 +72,7 @@ def sweep_table(
         raise ValueError("no finished run differs from the centre in nothing but axes and the seed")
     places = [moved(each.config, centre) for each in chosen]
     return runs_table(chosen).assign(
+        log_rank=lambda table: np.log(table["rankme_corrected"].astype(float)),
         arm=[arm_of(each.config) for each in chosen],
         axis=[next(iter(place)) if len(place) == 1 else SEVERAL if place else MIDDLE for place in places],
         label=[", ".join(f"{name} {value:g}" for name, value in place.items()) or MIDDLE for place in places],
@@ -100,17 +101,25 @@ def drawn_means(
 ) -> tuple[pd.Index, np.ndarray]:
     """Means over the seeds of each arm, and over seeds drawn again: arms, and (1 + draws, column, arm).
 
-    The first row holds the means themselves. Where no arm has two seeds there is nothing to draw, and no other row.
+    The first row holds the means themselves. An arm with one run borrows the luck of the others: it gets the deviation
+    of one of their runs from its arm's mean, scaled up as far as a mean of few seeds follows them. Where no arm has two
+    seeds there is no luck to be seen, and no other row.
     """
     table = table.dropna(subset=list(columns)).reset_index(drop=True)
-    rows = table.groupby(arm).groups
-    draws = draws if max(map(len, rows.values())) > 1 else 0
-    rng = np.random.default_rng(seed)
+    rows = {name: each.to_numpy() for name, each in table.groupby(arm).groups.items()}
     values = table[list(columns)].to_numpy(float).T
-    means = [
-        np.hstack([values[:, own].mean(axis=1)[:, None], values[:, rng.choice(own, (draws, len(own)))].mean(axis=2)])
-        for own in (each.to_numpy() for each in rows.values())
+    luck = [
+        (values[:, own] - values[:, own].mean(axis=1, keepdims=True)) * np.sqrt(len(own) / (len(own) - 1))
+        for own in rows.values()
+        if len(own) > 1
     ]
+    draws, rng = draws if luck else 0, np.random.default_rng(seed)
+    means = []
+    for own in rows.values():
+        drawn = values[:, rng.choice(own, (draws, len(own)))].mean(axis=2)
+        if luck and len(own) == 1:
+            drawn = drawn + rng.choice(np.hstack(luck), draws, axis=1)
+        means.append(np.hstack([values[:, own].mean(axis=1)[:, None], drawn]))
     return pd.Index(rows), np.stack(means, axis=2).swapaxes(0, 1)
 
 

@@ -75,11 +75,14 @@ def value_of(axis: Axis, config: RunConfig) -> float:
 
 def on_axis(axis: Axis, config: RunConfig, centre: RunConfig = CENTRE) -> bool:
     """Whether a run differs from the centre in nothing but this axis and the seed."""
-    moved = {name: getattr(centre, name) for name in axis.fields} | {"seed": centre.seed, "attempt": centre.attempt}
-    if axis.name in ("width", "depth"):  # the two share a field
-        kept = {"width": config.depth == centre.depth, "depth": config.width == centre.width}
-        return kept[axis.name] and config.replace(**moved) == centre
-    return config.replace(**moved) == centre
+    kept = {"width": config.depth == centre.depth, "depth": config.width == centre.width}  # the two share a field
+    return kept.get(axis.name, True) and same_but(config, centre, axis.fields)
+
+
+def same_but(config: RunConfig, centre: RunConfig, fields: Iterable[str]) -> bool:
+    """Whether two runs agree in everything but these fields and the seed."""
+    free = {*fields, "seed", "attempt"}
+    return config.model_dump(exclude=free) == centre.model_dump(exclude=free)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def _across(axis: Axis, values: Sequence[float], title: bool = True) -> alt.X:
 
 
 def _ticks(high: float) -> str:
-    """How the values of an axis are written: 65,536 in full; with a precision, or Vega rounds 0.875 as its own ticks."""
+    """How the values of an axis are written: 65,536 in full; with a precision, or Vega rounds 0.875 to 0.9."""
     return ",d" if high >= 1000 else ".4~g"
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from rankscale import arms
-from rankscale.axes import CENTRE, LIVE
-from rankscale.sweep import read_spec
+from rankscale.axes import CENTRE, LIVE, pooled_sd
+from rankscale.sweep import plan, read_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,8 +30,10 @@ def ranked(n, sign=1, seeds=3, noise=0.01, groups=2):
 def test_test_cells_are_found_and_nothing_else_is_held_back():
     held = arms.held_back(ROOT / "data/sweeps")
     runs = read_spec(ROOT / "data/sweeps/small.yaml").blocks["test"].runs
-    assert held == {arms.arm_of(CENTRE.replace(**run)) for run in runs}
-    assert arms.arm_of(CENTRE.replace(seed=3)) not in held
+    assert {arms.arm_of(CENTRE.replace(**run, seed=3)) for run in runs} <= held
+    for name in ("small", "more"):
+        planned = plan(read_spec(ROOT / f"data/sweeps/{name}.yaml"))
+        assert not [p for p in planned if "test" not in p.blocks and arms.arm_of(p.config) in held]
 
 
 def test_a_run_is_placed_by_what_differs_from_the_centre():
@@ -40,6 +42,7 @@ def test_a_run_is_placed_by_what_differs_from_the_centre():
     assert arms.in_reach(CENTRE.replace(encoder="en128-1", seed=2))
     assert not arms.in_reach(CENTRE.replace(batch=32)) and not arms.in_reach(LIVE)
     assert not arms.in_reach(CENTRE.untrained())
+    assert not arms.in_reach(CENTRE.replace(layer=3), LIVE)  # of which en64-2 has no third
 
 
 def test_a_table_without_runs_in_reach_is_refused():
@@ -59,8 +62,18 @@ def test_means_and_their_draws_stay_within_an_arms_seeds():
     names, means = arms.drawn_means(table, ["x", "y"], draws=50)
     assert list(names) == ["a", "b"] and means.shape == (51, 2, 2)
     assert means[0].tolist() == [[2, 7], [20, 70]]
-    assert set(means[1:, 0, 0]) == {1, 2, 3} and (means[:, 0, 1] == 7).all()
+    assert set(means[1:, 0, 0]) == {1, 2, 3}
     assert np.allclose(means[:, 1], 10 * means[:, 0])  # whole runs are drawn, not numbers
+
+
+def test_an_arm_with_one_run_borrows_the_luck_of_the_others():
+    rng = np.random.default_rng(5)
+    rows = [(f"a{i}", 0, i + rng.normal(scale=0.3), 0.0) for i in range(40) for _ in range(3)]
+    table = made([*rows, ("alone", 0, 5.0, 0.0)])
+    _, means = arms.drawn_means(table, ["x", "y"])
+    alone, (sd, _) = means[1:, 0, -1], pooled_sd(table, "x", by="arm")
+    assert alone.mean() == pytest.approx(5, abs=0.03) and alone.std() == pytest.approx(sd, rel=0.05)
+    assert (means[:, 1] == 0).all()
 
 
 def test_without_a_second_seed_nothing_is_drawn():

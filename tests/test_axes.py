@@ -166,3 +166,8 @@ def test_bands_span_the_seeds():
     found = axes.bands(seeded([1, 2], 3), ["y"]).set_index("value")
     assert (found["low"] <= found["mean"]).all() and (found["mean"] <= found["high"]).all()
     assert list(found["n"]) == [3, 3]
+
+
+def test_a_run_that_the_centre_could_not_be_lies_on_no_axis():
+    deep = LIVE.replace(encoder="en64-4", layer=3)  # the centre's encoder has two blocks
+    assert not any(axes.on_axis(axis, deep, LIVE) for axis in AXES.values())
