@@ -317,22 +317,34 @@ def runs_chart(
     spread: draw two seed standard deviations to either side, pooled over arms, to the scale of both axes.
     """
     column = x.shorthand.split(":")[0]
-    points = _near(quality_long(table, ["axis", "label", "seed", column]))
-    menu = _menu(list(points["measure"].unique()), f"{name}_measure")
+    points, measures = _wide(table, ["axis", "label", "seed", column])
+    menu = _menu(measures, f"{name}_measure")
     y = alt.Y("q:Q", title=y_title, scale=alt.Scale(zero=False, padding=14))
-    lines = [
-        quality_long(study.runs.assign(axis=axis), ["axis", "value", column]) for axis, study in (studies or {}).items()
-    ]
     colour, _ = _kinds(points)
-    layers = [_paths(pd.concat(lines), [column, "q"], ["measure"], x, y, colour)] if lines else []
-    layers = [layer.transform_filter(_is(menu)) for layer in (*layers, _dots(points, x, y, f"{name}_axis"))]
+    layers = [_chosen(_dots(points, [column, "q"], x, y, f"{name}_axis"), measures, menu)]
+    if studies:
+        lines, _ = _wide(_joined(studies), ["axis", "value", column])
+        layers.insert(0, _chosen(_paths(lines, x, y, colour), measures, menu))
     if spread:
-        layers += [layer.transform_filter(_is(menu)) for layer in _spread(table, points, column, x, y)]
+        layers += [layer.transform_filter(alt.datum.measure == menu) for layer in _spread(table, column, x, y)]
     return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=300)
 
 
-def _is(menu: alt.Parameter):
-    return alt.datum.measure == menu
+def _wide(table: pd.DataFrame, columns: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """`columns` and every Q under its name in menus, and these names: a page holds a run once, not once a measure."""
+    names = {f"q_{p}_{s}": measure_name(p, s) for s in SUITE_NAMES for p in PROBE_NAMES if f"q_{p}_{s}" in table}
+    return _near(table[[*columns, *names]].rename(columns=names)), list(names.values())
+
+
+def _chosen(chart: alt.Chart, measures: Sequence[str], menu: alt.Parameter) -> alt.Chart:
+    """A chart of a wide table, with the Q that the menu names as `q`."""
+    folded = chart.transform_fold(list(measures), as_=["measure", "q"])
+    return folded.transform_filter(alt.datum.measure == menu).transform_filter("isValid(datum.q)")
+
+
+def _joined(studies: Mapping[str, Study]) -> pd.DataFrame:
+    """Runs of several axes in one table; the centre is in each of them."""
+    return pd.concat([study.runs.assign(axis=name) for name, study in studies.items()])
 
 
 def _kinds(table: pd.DataFrame) -> tuple[alt.Color, alt.Shape]:
@@ -344,45 +356,43 @@ def _kinds(table: pd.DataFrame) -> tuple[alt.Color, alt.Shape]:
     return alt.Color("axis:N", scale=colours, legend=look), alt.Shape("axis:N", scale=shapes, legend=look)
 
 
-def _dots(points: pd.DataFrame, x: alt.X, y: alt.Y, click: str) -> alt.Chart:
+def _dots(points: pd.DataFrame, columns: Sequence[str], x: alt.X, y: alt.Y, click: str) -> alt.Chart:
+    """One dot a run; `columns` are told with its label and seed where one points at it."""
     colour, shape = _kinds(points)
     chosen = alt.selection_point(fields=["axis"], bind="legend", name=click)
     clear = alt.when(chosen).then(alt.value(0.85)).otherwise(alt.value(0.12))
-    tooltip = [each for each in points.columns if each != "measure"]
+    tooltip = ["label:N", "seed:O", *(f"{column}:Q" for column in columns)]
     dots = alt.Chart(points).mark_point(size=48)
     return dots.encode(x=x, y=y, color=colour, shape=shape, opacity=clear, tooltip=tooltip).add_params(chosen)
 
 
-def _paths(long: pd.DataFrame, columns: list[str], keys: list[str], x: alt.X, y: alt.Y, colour: alt.Color) -> alt.Chart:
-    """Means over seeds along each axis, joined in the order of its values."""
-    means = _near(long.groupby(["axis", "value", *keys], as_index=False, sort=False)[columns].mean())
+def _paths(runs: pd.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color) -> alt.Chart:
+    """Means over seeds along each axis, joined in the order of its values. runs: axis, value, and numbers."""
+    means = _near(runs.groupby(["axis", "value"], as_index=False, sort=False).mean())
     line = alt.Chart(means).mark_line(strokeWidth=1.5, opacity=0.7)
     return line.encode(x=x, y=y, color=colour, order="value:Q", detail="axis:N")
 
 
-def _spread(table: pd.DataFrame, points: pd.DataFrame, column: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+def _spread(table: pd.DataFrame, column: str, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """A cross in the lower right corner, `SPREADS` seed standard deviations to every side; nothing without seeds."""
     sd_x, df = pooled_sd(table, column, by="arm")
     if not df:
         return []
-    sd_q = points.merge(table[["label", "arm"]].drop_duplicates(), on="label")
+    right, wide = table[column].max(), SPREADS * sd_x
     rows = []
-    for measure, part in sd_q.groupby("measure"):
-        half = SPREADS * pooled_sd(part, "q", by="arm")[0]
-        right, low = points[column].max(), part["q"].min()
-        rows.append(
-            (measure, right, right - 2 * SPREADS * sd_x, right - SPREADS * sd_x, low, low + 2 * half, low + half)
-        )
-    cross = _near(pd.DataFrame(rows, columns=["measure", "right", "left", column, "bottom", "top", "q"]))
+    for name, part in ((n, table.dropna(subset=[n])) for n in table if n.startswith("q_")):
+        low, high = part[name].min(), SPREADS * pooled_sd(part, name, by="arm")[0]
+        measure = measure_name(*name.removeprefix("q_").rsplit("_", 1))
+        rows.append((measure, right - 2 * wide, right - wide, right, low, low + high, low + 2 * high))
+    cross = _near(pd.DataFrame(rows, columns=["measure", "left", column, "right", "bottom", "q", "top"]))
     base = alt.Chart(cross)
     from_left, from_bottom = x.copy(), y.copy()
     from_left.shorthand, from_bottom.shorthand = "left:Q", "bottom:Q"
+    words = base.mark_text(align="right", baseline="bottom", dx=-6, dy=-6, fontSize=11)
     return [
         base.mark_rule(strokeWidth=3).encode(x=from_left, x2="right:Q", y=y),
         base.mark_rule(strokeWidth=3).encode(y=from_bottom, y2="top:Q", x=x),
-        base.mark_text(align="right", baseline="bottom", dx=-6, dy=-6, fontSize=11).encode(
-            x=x, y=y, text=alt.value(f"seeds, {SPREADS} SD to each side")
-        ),
+        words.encode(x=x, y=y, text=alt.value(f"seeds, {SPREADS} SD to each side")),
     ]
 
 
@@ -392,15 +402,14 @@ def panels_chart(
     """Panels over one x: a panel for each of `columns` (column: title), and Q, chosen below the figure, as the last."""
     column = x.shorthand.split(":")[0]
     keys = ["axis", "label", "seed", column]
-    lines = pd.concat([study.runs.assign(axis=axis) for axis, study in studies.items()])
-    colour, _ = _kinds(table)
+    lines, (colour, _) = _joined(studies), _kinds(table)
     bare = x.copy().title(None).axis(labels=False)
     panels = []
     for each, title in columns.items():
         y = alt.Y(f"{each}:Q", title=title, scale=alt.Scale(zero=False, padding=8)).axis(tickCount=4)
-        dots = _dots(_near(table[[*keys, each]].dropna()), bare, y, f"{name}_{each}")
-        layers = [_paths(lines.dropna(subset=[each]), [column, each], [], bare, y, colour), dots]
-        panels.append(alt.layer(*layers).properties(width=WIDTH, height=130))
+        dots = _dots(_near(table[[*keys, each]].dropna()), [column, each], bare, y, f"{name}_{each}")
+        path = _paths(lines[["axis", "value", column, each]].dropna(), bare, y, colour)
+        panels.append(alt.layer(path, dots).properties(width=WIDTH, height=130))
     quality = runs_chart(table, x, studies, name=f"{name}_q").properties(height=130)
     return alt.vconcat(*panels, quality, spacing=8)
 
@@ -429,18 +438,17 @@ def families_chart(table: pd.DataFrame, name: str = "families") -> alt.LayerChar
 
     table: as `arms.sweep_table` gives it, with a column `family`. Dots are runs, a line joins means over seeds.
     """
-    points = _near(quality_long(table, ["family", "width", "steps", "seed"]))
-    menu = _menu(list(points["measure"].unique()), f"{name}_measure")
+    points, measures = _wide(table, ["family", "width", "steps", "seed"])
+    menu = _menu(measures, f"{name}_measure")
     x = alt.X("width:Q", title="width (dimensions)", scale=alt.Scale(type="log", base=2, padding=20))
     x = x.axis(values=sorted(table["width"].unique().tolist()), format="d")
     y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=14))
-    order = alt.Scale(domain=list(dict.fromkeys(table["family"])))
-    colour, shape = (kind("family:N", title=None, scale=order) for kind in (alt.Color, alt.Shape))
-    base = alt.Chart(points).transform_filter(_is(menu))
+    order, look = alt.Scale(domain=list(dict.fromkeys(table["family"]))), alt.Legend(title=None, columns=3)
+    colour, shape = (kind("family:N", scale=order, legend=look) for kind in (alt.Color, alt.Shape))
+    base = _chosen(alt.Chart(points), measures, menu)
     line = base.mark_line().encode(x=x, y=y.aggregate("mean"), color=colour)
-    dots = base.mark_point(size=60, opacity=0.85).encode(
-        x=x, y=y, color=colour, shape=shape, tooltip=list(points.columns)
-    )
+    tooltip = ["family:N", "width:Q", "steps:Q", "seed:O", "q:Q"]
+    dots = base.mark_point(size=60, opacity=0.85).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     return alt.layer(line, dots).add_params(menu).properties(width=WIDTH, height=240)
 
 

@@ -51,6 +51,15 @@ def test_all_runs_are_drawn_with_lines_and_without(table, studies, x):
     assert "NaN" not in draw(axis_charts.runs_chart(table, x))
 
 
+def test_the_menu_offers_every_quality_and_each_run_is_held_once(table):
+    chart = axis_charts.runs_chart(table, RANK).to_dict()
+    (menu,) = [p for p in chart["params"] if p["name"] == "runs_measure"]
+    measures = set(axis_charts.quality_long(table, ["seed"])["measure"])
+    assert set(menu["bind"]["options"]) == measures
+    (rows,) = chart["datasets"].values()
+    assert len(rows) == len(table) and measures <= rows[0].keys()
+
+
 def test_axes_keep_their_colours(table):
     chart = axis_charts.runs_chart(table, RANK).to_dict()
     (scale,) = {str(layer["encoding"]["color"]["scale"]) for layer in chart["layer"]}
@@ -68,6 +77,7 @@ def test_the_cross_of_the_seeds_is_as_long_as_it_says():
     table = table.assign(label=table["arm"], axis="width")
     chart = axis_charts.runs_chart(table, RANK, spread=True).to_dict()
     (cross,) = [row for rows in chart["datasets"].values() for row in rows if "bottom" in row]
+    assert cross["measure"] == axis_charts.measure_name("linear", "synthetic")
     for column, low, high in (("rankme", "left", "right"), ("q_linear_synthetic", "bottom", "top")):
         sd, _ = axes.pooled_sd(table, column, by="arm")
         assert cross[high] - cross[low] == pytest.approx(2 * axis_charts.SPREADS * sd, rel=2e-3)
