@@ -159,7 +159,7 @@ class Ranking:
     @property
     def word(self) -> str:
         if np.isnan(self.low):
-            return "cannot be told apart from luck with one seed"
+            return "cannot yet, with single seeds, be said to follow"
         return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[self.sign]
 
 

@@ -79,7 +79,7 @@ def test_an_arm_with_one_run_borrows_the_luck_of_the_others():
 def test_without_a_second_seed_nothing_is_drawn():
     found = arms.pair_agreement(ranked(4, seeds=1), "x", "y", "group")
     assert found.estimate == 1 and np.isnan([found.low, found.high]).all()
-    assert "one seed" in found.word
+    assert "single seeds" in found.word
 
 
 @pytest.mark.parametrize(("sign", "share", "word"), [(1, 1.0, "follows"), (-1, 0.0, "goes against")])
