@@ -14,7 +14,7 @@ from rankscale import axes, axis_charts
         ("mask_ratio", [0.5, 0.75, 0.875], ["0.5", "0.75", "0.875"]),
         ("lr", [0.0005, 0.001, 0.002], ["0.0005", "0.001", "0.002"]),
         ("width", [32, 64, 128], ["32", "64", "128"]),
-        ("steps", [250, 1000, 4000], ["250", "1k", "4k"]),
+        ("steps", [250, 1000, 4000], ["250", "1,000", "4,000"]),
     ],
 )
 def test_every_value_of_an_axis_is_written_below_it(name, values, written):
