@@ -45,9 +45,9 @@ class FormResult(_Part):
     """How one form did.
 
     heldout_error, heldout_r2: of the larger runs, predicted from the smaller; group_error, group_r2: of each group,
-    predicted from the others. Errors are root mean squares in the space of the fit, None where the form has no value
-    there; R2 is against the mean of the points that were fitted. aicc: less the smallest; it decides nothing.
-    insample_error: a root mean square as well, for comparison only.
+    predicted from the others. Errors are root mean squares in the space of the fit, in the geometric mean over splits,
+    None where the form has no value there; R2 is against the mean of the points that were fitted. aicc: less the
+    smallest; it decides nothing. insample_error: a root mean square as well, for comparison only.
     """
 
     name: str
@@ -308,7 +308,7 @@ def _warnings(data: Points, trials: dict[str, Trial], chosen: str, n_cluster: in
             yield f"{name} spans a factor of {span:.2g} only: forms are hard to tell apart over less than 3"
     best = min(trials, key=lambda name: trials[name].heldout.size)
     if best != chosen:
-        yield f"{best} has the smallest error on larger runs, but not by more than one standard error"
+        yield f"{best} has the smallest error on larger runs, but by less than a quarter, and has more parameters"
     if trials[chosen].heldout.r2 < 0:
         yield f"{chosen} foretells the larger runs worse than the mean of the smaller ones does: trust no form here"
 

@@ -115,7 +115,7 @@ def fit(
     different x; ValueError for y that is not positive in log space.
     """
     form = find_form(form) if isinstance(form, str) else form
-    _check(form, data, space)
+    check(form, data, space)
     weights = np.ones(len(data)) if weights is None else np.asarray(weights, dtype=np.float64)
     if weights.shape != (len(data),) or not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
         raise ValueError(f"weights must be {len(data)} finite numbers, none negative and not all zero")
@@ -132,7 +132,8 @@ def fit(
     )  # fmt: skip
 
 
-def _check(form: Form, data: Points, space: Space) -> None:
+def check(form: Form, data: Points, space: Space) -> None:
+    """Raise what `fit` does where the points do not fit the form or the space."""
     if space not in ("log", "linear"):
         raise ValueError(f"space {space!r}: take log or linear")
     if data.x.shape[1] != len(form.variables):
