@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,68 +105,68 @@ def inside_region(table: pd.DataFrame, rates: Mapping[int, Collection[float]]) -
 
 
 @dataclass(frozen=True, eq=False)
-class Headline:
-    """Cells that no fit saw, foretold by a law in rank and by one in width.
+class Foretold:
+    """Cells that no fit saw, foretold by several laws.
 
-    cells: one row a test cell: label, log_r, log_k, log_q, and log_q as foretold by "rank" and by "width".
-    rank_error, width_error: root mean square errors of log Q. gain: mean square error by width less that by rank, with
-    its 95 % interval. rho: Spearman's correlation of rank and quality over the test cells, with its interval.
-    slope, intercept: of the law in rank.
+    labels: (cell,). measured: (1 + draw, cell) log Q, predicted: by law, the same; squares: by law, (1 + draw,) mean
+    squared errors. The first row is as measured; in the others the test cells are drawn again, with the seeds of all
+    cells beneath.
     """
 
-    cells: pd.DataFrame
-    slope: float
-    intercept: float
-    rank_error: float
-    width_error: float
-    gain: float
-    low: float
-    high: float
-    rho: float
-    rho_low: float
-    rho_high: float
+    labels: tuple[str, ...]
+    measured: np.ndarray
+    predicted: Mapping[str, np.ndarray]
+
+    @property
+    def squares(self) -> dict[str, np.ndarray]:
+        return {name: ((each - self.measured) ** 2).mean(axis=1) for name, each in self.predicted.items()}
+
+    def error(self, law: str) -> float:
+        """Root mean square error of log Q."""
+        return float(np.sqrt(self.squares[law][0]))
+
+    def gain(self, law: str, over: str) -> tuple[float, float, float]:
+        """Mean squared error by another law less that by this one, and its 95 % interval; above 0, this one is better."""
+        return _with_interval(self.squares[over] - self.squares[law])
+
+    def rho(self, law: str) -> tuple[float, float, float]:
+        """Spearman's correlation of predicted and measured, with its 95 % interval."""
+        return _with_interval(_spearman(self.predicted[law], self.measured))
 
 
-def headline(
-    fitted: pd.DataFrame, test: pd.DataFrame, cell: str = "arm", draws: int = DRAWS, seed: int = 0
-) -> Headline:
-    """Fit straight lines of log_q on log_r and on log_k to `fitted` and foretell `test`.
+def foretell(
+    fitted: pd.DataFrame,
+    test: pd.DataFrame,
+    laws_of: Mapping[str, Sequence[str]],
+    cell: str = "arm",
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Foretold:
+    """Fit log_q as a plane in each law's columns to `fitted` and foretell `test`.
 
-    fitted, test: of `with_logs`, one row a run. Lines are least squares on means over seeds, one point a cell. The
-    intervals come from drawing the test cells again, and the seeds of all cells beneath (`arms.drawn_means`).
-    Raises ValueError for fewer than three test cells, or a cell in both.
+    fitted, test: of `with_logs`, one row a run. Planes are least squares on means over seeds, one point a cell.
+    Raises ValueError for fewer than three test cells, a cell in both, and columns that are missing for a run.
     """
     if both := set(fitted[cell]) & set(test[cell]):
         raise ValueError(f"cell {min(both)} is fitted and foretold: the test cells must be unseen")
-    columns = ["log_r", "log_k", "log_q"]
-    names, means = drawn_means(pd.concat([fitted, test], ignore_index=True), columns, cell, draws, seed)
+    columns = ["log_q", *dict.fromkeys(column for own in laws_of.values() for column in own)]
+    every = pd.concat([fitted, test], ignore_index=True)
+    if (missing := every[columns].isna().any()).any():
+        raise ValueError(f"column {missing.idxmax()} is missing for some runs: leave it out")
+    names, means = drawn_means(every, columns, cell, draws, seed)
     unseen = names.isin(test[cell])
     if unseen.sum() < 3:
         raise ValueError(f"{unseen.sum()} test cell(s): three are needed at least")
-    r, k, q = means.swapaxes(0, 1)  # (1 + draw, cell) each, the first row as measured
-    lines = [_line(x[:, ~unseen], q[:, ~unseen]) for x in (r, k)]
-    foretold = [level + slope * x[:, unseen] for x, (level, slope) in zip((r, k), lines, strict=True)]
     chosen = _draw_cells(len(means), int(unseen.sum()), seed)
-    r, q = (np.take_along_axis(x[:, unseen], chosen, axis=1) for x in (r, q))
-    by_rank, by_width = (((np.take_along_axis(x, chosen, axis=1) - q) ** 2).mean(axis=1) for x in foretold)
-    gain, rho = by_width - by_rank, _spearman(r, q)
-    labels = test.groupby(cell)["label"].first()[names[unseen]].to_numpy()
-    cells = pd.DataFrame(dict(zip(columns, means[0][:, unseen], strict=True)))
-    cells = cells.assign(label=labels, rank=foretold[0][0], width=foretold[1][0])
-    ends = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
-    (low, high), (rho_low, rho_high) = (np.nanpercentile(x[1:], ends) for x in (gain, rho))
-    return Headline(
-        cells, float(lines[0][1][0, 0]), float(lines[0][0][0, 0]), float(np.sqrt(by_rank[0])),
-        float(np.sqrt(by_width[0])), float(gain[0]), float(low), float(high), float(rho[0]), float(rho_low),
-        float(rho_high),
-    )  # fmt: skip
-
-
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Intercept and slope of each row, (row, 1): least squares of y on x, (row, cell) each."""
-    middle, level = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-    slope = ((x - middle) * (y - level)).sum(axis=1, keepdims=True) / ((x - middle) ** 2).sum(axis=1, keepdims=True)
-    return level - slope * middle, slope
+    q, drawn = means[:, 0], {}
+    for name, own in laws_of.items():
+        x = np.stack([np.ones_like(q), *(means[:, columns.index(column)] for column in own)], axis=2)
+        known, target = x[:, ~unseen], q[:, ~unseen, None]
+        turned = known.swapaxes(1, 2)
+        plane = np.linalg.solve(turned @ known, turned @ target)
+        drawn[name] = np.take_along_axis((x[:, unseen] @ plane)[:, :, 0], chosen, axis=1)
+    labels = test.groupby(cell)["label"].first()[names[unseen]]
+    return Foretold(tuple(labels), np.take_along_axis(q[:, unseen], chosen, axis=1), drawn)
 
 
 def _draw_cells(rows: int, cells: int, seed: int) -> np.ndarray:
@@ -184,6 +184,14 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
 
 
+def _with_interval(drawn: np.ndarray) -> tuple[float, float, float]:
+    """A statistic, the first of its draws, and the ends of its interval; NaN where there are no others."""
+    if len(drawn) < 2:
+        return float(drawn[0]), float("nan"), float("nan")
+    low, high = np.nanpercentile(drawn[1:], [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return float(drawn[0]), float(low), float(high)
+
+
 # --- the rule ---------------------------------------------------------------------------------------------
 
 
@@ -195,13 +203,14 @@ class Verdict:
     reasons: tuple[tuple[str, bool], ...]
 
 
-def judge(inside: CommonSlope | None, everywhere: CommonSlope | None, tested: Headline | None) -> Verdict:
+def judge(inside: CommonSlope | None, everywhere: CommonSlope | None, tested: Foretold | None) -> Verdict:
     """The verdict by the plan's rule, from `estimands.common_slope` inside the region and over all cells.
 
+    tested: by laws named "rank" and "width".
     None stands for what could not be measured: too few axes, too few seeds, no test cells. Nothing follows from it.
     """
     one_inside, one_everywhere = (found is not None and _one_slope(found) for found in (inside, everywhere))
-    foretells = tested is not None and tested.low > 0
+    foretells = tested is not None and tested.gain("rank", over="width")[1] > 0
     refused = inside is not None and inside.p < 1 - LEVEL
     opposed = inside is not None and set(inside.axes(LEVEL)["sign"]) >= {-1, 1}
     reasons = (

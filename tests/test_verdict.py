@@ -90,33 +90,48 @@ def law_table(cells, by_rank, by_width, prefix, noise=0.01, seeds=3, seed=0):
     return table.assign(label=table["arm"])
 
 
+LAWS = {"rank": ["log_r"], "width": ["log_k"], "both": ["log_r", "log_k"]}
+
+
+def foretell(by_rank, by_width, draws=300):
+    unseen = law_table(10, by_rank, by_width, "t", seeds=1, seed=1)
+    return verdict.foretell(law_table(20, by_rank, by_width, "f"), unseen, LAWS, draws=draws)
+
+
 def test_the_law_that_made_the_cells_foretells_them():
-    found = verdict.headline(law_table(20, 0.7, 0.0, "f"), law_table(10, 0.7, 0.0, "t", seeds=1, seed=1), draws=300)
-    assert found.slope == pytest.approx(0.7, abs=0.02)
-    assert found.rank_error < 0.02 < 0.1 < found.width_error
-    assert 0 < found.low < found.gain < found.high and found.rho > 0.95 and found.rho_low > 0.5
-    assert len(found.cells) == 10 and list(found.cells["label"]) == sorted(found.cells["label"])
-    width = verdict.headline(law_table(20, 0.0, 0.7, "f"), law_table(10, 0.0, 0.7, "t", seeds=1, seed=1), draws=300)
-    assert width.high < 0 and width.width_error < 0.02
+    found = foretell(0.7, 0.0)
+    assert found.error("rank") < 0.02 < 0.1 < found.error("width")
+    gain, low, high = found.gain("rank", over="width")
+    assert 0 < low < gain < high
+    assert found.rho("rank")[0] > 0.95 and found.rho("rank")[1] > 0.5 and len(found.labels) == 10
+    width = foretell(0.0, 0.7)
+    assert width.gain("rank", over="width")[2] < 0 and width.error("width") < 0.02 and width.error("both") < 0.02
 
 
-def test_the_lines_are_those_of_numpy():
+def test_the_planes_are_those_of_numpy():
     fitted, test = law_table(12, 0.5, 0.2, "f"), law_table(5, 0.5, 0.2, "t", seed=1)
-    found = verdict.headline(fitted, test, draws=10)
-    means = fitted.groupby("arm")[["log_r", "log_q"]].mean()
-    slope, level = np.polyfit(means["log_r"], means["log_q"], 1)
-    assert (found.slope, found.intercept) == pytest.approx((slope, level))
-    unseen = test.groupby("arm")[["log_r", "log_q"]].mean()
-    error = level + slope * unseen["log_r"] - unseen["log_q"]
-    assert found.rank_error == pytest.approx(np.sqrt((error**2).mean()))
+    found = verdict.foretell(fitted, test, LAWS, draws=10)
+    means, unseen = (table.groupby("arm")[["log_r", "log_k", "log_q"]].mean() for table in (fitted, test))
+    for name, columns in LAWS.items():
+        plane = np.linalg.lstsq(np.column_stack([np.ones(12), means[columns]]), means["log_q"])[0]
+        predicted = np.column_stack([np.ones(5), unseen[columns]]) @ plane
+        np.testing.assert_allclose(found.predicted[name][0], predicted)
+        assert found.error(name) == pytest.approx(np.sqrt(((predicted - unseen["log_q"]) ** 2).mean()))
 
 
-def test_test_cells_must_be_unseen_and_enough():
+def test_without_seeds_there_is_no_interval():
+    found = verdict.foretell(law_table(9, 1, 0, "f", seeds=1), law_table(4, 1, 0, "t", seeds=1), LAWS)
+    assert np.isnan(found.gain("rank", over="width")[1:]).all()
+
+
+def test_test_cells_must_be_unseen_and_enough_and_complete():
     table = law_table(5, 0.5, 0.0, "f")
     with pytest.raises(ValueError, match="cell f0 is fitted and foretold"):
-        verdict.headline(table, table)
+        verdict.foretell(table, table, LAWS)
     with pytest.raises(ValueError, match=r"2 test cell\(s\)"):
-        verdict.headline(table, law_table(2, 0.5, 0.0, "t"))
+        verdict.foretell(table, law_table(2, 0.5, 0.0, "t"), LAWS)
+    with pytest.raises(ValueError, match="column log_r is missing"):
+        verdict.foretell(table.assign(log_r=table["log_r"].where(table["arm"] != "f1")), law_table(4, 0, 0, "t"), LAWS)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------
@@ -130,7 +145,11 @@ def slopes(p, slopes, spread=0.02):
     return estimands.CommonSlope(values.mean(), 0.0, 1.0, 1.0, len(values) - 1, p, p, names, values, drawn)
 
 
-GOOD, BAD = SimpleNamespace(low=0.01), SimpleNamespace(low=-0.01)
+def gains(low):
+    return SimpleNamespace(gain=lambda law, over: (0.05, low, 0.1))
+
+
+GOOD, BAD = gains(0.01), gains(-0.01)
 ALIKE, APART, OPPOSED = slopes(0.5, [1, 1, 1]), slopes(0.001, [1, 2, 3]), slopes(0.001, [1, 1, -1])
 
 
