@@ -403,6 +403,58 @@ def _check_place(matrix: Path | None, features: Path | None, tasks: tuple[str, .
         raise click.UsageError("an encoder needs --audio (a folder, or synth), and no --features")
 
 
+@main.command(cls=_ListOptions)
+@click.option(
+    "--encoder",
+    "encoders",
+    multiple=True,
+    required=True,
+    metavar="SPEC ...",
+    help="one or more; floors too (see below)",
+)
+@click.option(
+    "--tasks", multiple=True, required=True, metavar="ENTRY ...", help="HEAR task folders, synth or synth:NAME"
+)
+@click.option("--model-path", metavar="PATH", help="what modules are loaded with")
+@click.option("--pool", type=click.Choice(["mean", "meanstd"]), help="over time, where a model does not")
+@click.option("--task-clips", type=int, help="of each synthetic task and split  [default: the frozen sizes]")
+@click.option(
+    "--test-folds", type=click.Choice(["unseen", "all"]), default="all", show_default=True,
+    help="unseen: the one fold that no pre-training corpus of this project holds",
+)  # fmt: skip
+@click.option("--allow-leaks", is_flag=True, help="score tasks with a clip in two splits, with a remark")
+@click.option(
+    "--grid-points", default=8, show_default=True, type=click.IntRange(1, 16), help="of HEAR's grid that are tried"
+)
+@click.option("--seed", default=0, show_default=True, help="of probes and intervals")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--cache", default="runs/cache", show_default=True, type=click.Path(path_type=Path), help="of embeddings")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, a list with an entry an encoder")
+def evaluate(
+    encoders: tuple[str, ...], tasks: tuple[str, ...], as_json: bool, cache: Path, device: str, **options: Any
+) -> None:
+    """Score encoders on labelled tasks by the protocol of HEAR: grid of shallow probes, folds, intervals.
+
+    SPEC is a checkpoint of rankscale or Dasheng; a Python module with the HEAR functions; MODULE:NAME of a torch
+    module; or a floor without a model, logmel_mean or logmel_meanstd. Event tasks need get_timestamp_embeddings.
+    Embeddings are kept and used again while encoder and audio are the same.
+    """
+    from rankscale import hear_eval
+    from rankscale.pretrain import pick_device
+
+    device = pick_device(device)
+    recipe = hear_eval.Recipe(points=options["grid_points"])
+    settings = hear_eval.Settings(recipe, options["seed"], device)
+    with contextlib.redirect_stdout(sys.stderr):  # models like to print
+        checked = hear_eval.read_tasks(
+            tasks, options["task_clips"], options["test_folds"] == "unseen", options["allow_leaks"]
+        )
+        loaded = [hear_eval.load_encoder(e, options["model_path"], options["pool"], device) for e in encoders]
+        found = [hear_eval.evaluate(encoder, checked, cache, settings) for encoder in loaded]
+    as_text = f"[{','.join(each.model_dump_json(indent=1) for each in found)}]"
+    click.echo(as_text if as_json else hear_eval.describe(found))
+
+
 @main.command("import-dasheng")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option(

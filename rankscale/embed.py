@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from rankscale.config import SAMPLE_RATE
 from rankscale.corpus import HELDOUT_START, SHARD
-from rankscale.dasheng import WEIGHTS, read_encoder
+from rankscale.dasheng import WEIGHTS
+from rankscale.hear import get_timestamp_embeddings, load_model
 from rankscale.mae import Encoder
 from rankscale.sound import files, synth
 
@@ -260,7 +261,8 @@ class Embedder:
 
     embed: waveforms (n_clip, sample) at `rate` Hz in [-1, 1] -> (n_clip, dim) float32 on the CPU. name: for reports.
     pool: in words, how a clip's embedding comes from its frames. embed_mel: the same from our log-Mel, for encoders
-    that hear it.
+    that hear it. frames: waveforms as for embed -> embeddings over time (n_clip, t, dim) and the frames' times
+    (n_clip, t) in ms, ascending; None for encoders that do not tell times.
     """
 
     name: str
@@ -268,12 +270,20 @@ class Embedder:
     pool: str
     embed: Callable[[Tensor], Tensor]
     embed_mel: Embed | None = None
+    frames: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def hear(self, waveform: Tensor) -> Tensor:
         """`embed` of waveforms (n_clip, sample) at 16 kHz, resampled if need be."""
-        if self.rate != SAMPLE_RATE:
-            waveform = resample(waveform, SAMPLE_RATE, self.rate, lowpass_filter_width=64)
-        return self.embed(waveform)
+        return self.embed(self._resample(waveform))
+
+    def hear_frames(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """`frames` of waveforms (n_clip, sample) at 16 kHz, resampled if need be."""
+        return self.frames(self._resample(waveform))
+
+    def _resample(self, waveform: Tensor) -> Tensor:
+        if self.rate == SAMPLE_RATE:
+            return waveform
+        return resample(waveform, SAMPLE_RATE, self.rate, lowpass_filter_width=64)
 
 
 def load_embedder(
@@ -285,7 +295,8 @@ def load_embedder(
     - a checkpoint, as `dasheng.read_encoder` opens it: a file, or a folder of the Hugging Face form;
     - a Python module, by its dotted name or as a .py file, which runs, with `load_model(path) -> model`
       (model.sample_rate in Hz, model.scene_embedding_size) and
-      `get_scene_embeddings(audio (n_clip, sample), model) -> (n_clip, dim)` (hearbenchmark.com);
+      `get_scene_embeddings(audio (n_clip, sample), model) -> (n_clip, dim)` (hearbenchmark.com), and for frames
+      `get_timestamp_embeddings(audio, model) -> (n_clip, t, dim), (n_clip, t)` in ms;
     - module:name, where the name is an nn.Module, its class, or a function that makes one: its forward takes waveforms
       (n_clip, sample) in [-1, 1] at its sample_rate (or sampling_rate, as X-ARES has it) and gives (n_clip, t, dim),
       or (n_clip, dim).
@@ -296,24 +307,31 @@ def load_embedder(
     """
     path, text = Path(spec), str(spec)
     module, colon, name = text.rpartition(":")
-    if colon and name.isidentifier() and _is_module(module):
+    if colon and name.isidentifier() and is_module(module):
         return _torch_embedder(module, name, weights, pool, device)
-    if _is_module(text):
+    if is_module(text):
         return _hear_embedder(text, weights, pool, device)
     if not path.exists():
         raise FileNotFoundError(f"{spec}: no such checkpoint or Python module")
     if weights is not None:
         raise ValueError(f"{spec}: a checkpoint brings its own weights; a model path is for Python modules")
-    encoder, pool = read_encoder(path, device), pool or "mean"
+    model, pool = load_model(path).to(device).eval(), pool or "mean"
+    encoder = model.net
 
     @torch.inference_mode()
     def embed(waveform: Tensor) -> Tensor:
         return pool_tokens(encoder(waveform.to(device)), pool).float().cpu()
 
-    return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed, encoder_embedding(encoder, pool))
+    def frames(waveform: Tensor) -> tuple[Tensor, Tensor]:
+        z, at_ms = get_timestamp_embeddings(waveform.to(device), model)
+        return z.cpu(), at_ms.cpu()
+
+    mel_embed = encoder_embedding(encoder, pool)
+    return Embedder(path.name, SAMPLE_RATE, f"{pool} over time", embed, mel_embed, frames)
 
 
-def _is_module(spec: str) -> bool:
+def is_module(spec: str) -> bool:
+    """Whether such a name means a Python module, and not a checkpoint."""
     path = Path(spec)
     is_name = all(part.isidentifier() for part in spec.split("."))
     return path.suffix == ".py" or (is_name and not path.is_file() and not (path / WEIGHTS).is_file())
@@ -374,7 +392,23 @@ def _hear_embedder(spec: str, weights: str | None, pool: str | None, device: str
             )
         return z.float()
 
-    return Embedder(Path(spec).name, rate, "the model's own", embed)
+    @torch.no_grad()
+    def frames(waveform: Tensor) -> tuple[Tensor, Tensor]:
+        with _foreign(spec, "get_timestamp_embeddings"):
+            found = module.get_timestamp_embeddings(waveform.to(device), model)
+            z, at_ms = (
+                each.detach().cpu() if isinstance(each, Tensor) else torch.from_numpy(np.array(each)) for each in found
+            )
+        fits = z.ndim == 3 and z.is_floating_point() and z.shape[0] == len(waveform) and z.shape[:2] == at_ms.shape
+        if not fits or not at_ms.numel() or not (at_ms.diff(dim=1) > 0).all():
+            raise ValueError(
+                f"{spec}: get_timestamp_embeddings gave {z.dtype} of shape {tuple(z.shape)} and timestamps of shape "
+                f"{tuple(at_ms.shape)} for {len(waveform)} clips; give (clip, t, dim) and (clip, t), in ms, ascending"
+            )
+        return z.float(), at_ms.double()
+
+    has_frames = callable(getattr(module, "get_timestamp_embeddings", None))
+    return Embedder(Path(spec).name, rate, "the model's own", embed, frames=frames if has_frames else None)
 
 
 def _import_module(spec: str) -> ModuleType:

@@ -68,7 +68,9 @@ class Task:
     """A question about sound: clips, labels, and which clips may be trained on.
 
     kind: "scene" (labels for a clip) or "event" (labels with times). vocabulary: label texts; class number i
-    is vocabulary[i]. clip_s: length of every clip in seconds, None where lengths differ.
+    is vocabulary[i]. clip_s: length of every clip in seconds, None where lengths differ. evaluation: names of the
+    metrics that its authors report, the one that counts first; empty where they named none. post_processing: for event
+    tasks, the median filters and shortest events (ms, ms) that its authors let a probe choose from; empty as before.
     Raises ValueError on a fold that names an unknown split or uses one split twice.
     """
 
@@ -80,6 +82,8 @@ class Task:
     splits: dict[str, Split]
     folds: tuple[Fold, ...]
     clip_s: float | None = None
+    evaluation: tuple[str, ...] = ()
+    post_processing: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         for fold in self.folds:
@@ -139,6 +143,17 @@ class TaskError(ValueError):
     """A task folder that breaks the HEAR layout; says which file and field, and what was expected."""
 
 
+class _PostProcessing(BaseModel):
+    """HEAR's own names and defaults, in ms."""
+
+    median_filter_ms: list[float] = [150.0]
+    min_duration: list[float] = [60.0]
+
+
+class _EvaluationParams(BaseModel):
+    event_postprocessing_grid: _PostProcessing | None = None
+
+
 class _Metadata(BaseModel):
     """The fields of task_metadata.json that matter here; others are left alone."""
 
@@ -150,6 +165,8 @@ class _Metadata(BaseModel):
     nfolds: int | None = None
     sample_duration: float | None = Field(default=None, gt=0)
     splits: list[str] | None = None
+    evaluation: list[str] = []
+    evaluation_params: _EvaluationParams = _EvaluationParams()
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -162,6 +179,11 @@ class _Metadata(BaseModel):
     def training_splits(self) -> tuple[str, ...]:
         """Splits whose audio may be pre-trained on: train, or every fold but the last (see Task.held_out)."""
         return ("train",) if self.split_mode == "trainvaltest" else self.split_names[:-1]
+
+    @property
+    def post_processing(self) -> tuple[tuple[float, float], ...]:
+        grid = self.evaluation_params.event_postprocessing_grid
+        return tuple(itertools.product(grid.median_filter_ms, grid.min_duration)) if grid else ()
 
     @property
     def folds(self) -> tuple[Fold, ...]:
@@ -195,7 +217,7 @@ def read_task(folder: Path | str) -> Task:
     _refuse_shared_names(folder, splits)
     return Task(
         metadata.task_name, metadata.version, metadata.embedding_type, metadata.prediction_type, vocabulary, splits,
-        metadata.folds, metadata.sample_duration,
+        metadata.folds, metadata.sample_duration, tuple(metadata.evaluation), metadata.post_processing,
     )  # fmt: skip
 
 
@@ -369,8 +391,13 @@ def write_task(task: Task, folder: Path | str) -> Path:
     metadata = {
         "task_name": task.name, "version": task.version, "embedding_type": task.kind,
         "prediction_type": task.prediction, "split_mode": mode, "splits": list(task.splits),
-        "sample_duration": durations.pop() / SAMPLE_RATE if len(durations) == 1 else None, "evaluation": [metric],
+        "sample_duration": durations.pop() / SAMPLE_RATE if len(durations) == 1 else None,
+        "evaluation": list(task.evaluation) or [metric],
     }  # fmt: skip
+    if task.post_processing:
+        medians, shortest = (sorted(set(values)) for values in zip(*task.post_processing, strict=True))
+        grid = {"median_filter_ms": medians, "min_duration": shortest}
+        metadata["evaluation_params"] = {"event_postprocessing_grid": grid}
     _write_json(folder / "task_metadata.json", metadata | ({"nfolds": len(task.splits)} if "kfold" in mode else {}))
     return folder
 
