@@ -24,6 +24,7 @@ from rankscale.mel import LogMel
 from rankscale.sound.tasks import Task
 from rankscale.storage import write_atomically
 
+FLOORS = {"logmel_mean": "mean", "logmel_meanstd": "meanstd"}  # log-Mel without a model -> pooled over time by
 BATCH = 16  # clips that an encoder gets at once
 FLOOR_FRAMES = 4  # log-Mel frames in a frame of the floors: 40 ms, as our encoders' patches
 OURS = source_digest(mel.__file__, mae.__file__, dasheng.__file__, embed.__file__, hear.__file__, __file__)
@@ -46,13 +47,14 @@ def load_encoder(spec: str | Path, weights: str | None = None, pool: str | None 
     Errors as `load_embedder`.
     """
     if str(spec) in FLOORS:
-        return Encoder(FLOORS[str(spec)], _digest(FLOORS[str(spec)], []))
+        floor = _floor(str(spec))
+        return Encoder(floor, _digest(floor, []))
     embedder = load_embedder(spec, weights, pool, device)
     return Encoder(embedder, _digest(embedder, [*_files_of(spec), *(_files_of(weights) if weights else [])]))
 
 
-def _floor(pool: str) -> Embedder:
-    front_end = LogMel()
+def _floor(name: str) -> Embedder:
+    front_end, pool = LogMel(), FLOORS[name]
     over_time = logmel_embedding(pool)
 
     def frames(waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,11 +67,7 @@ def _floor(pool: str) -> Embedder:
         at_ms = (torch.arange(parts.shape[1]) + 0.5) * FLOOR_FRAMES * hop_ms - hop_ms / 2
         return z, at_ms.expand(len(z), -1)
 
-    name, words = f"logmel_{pool}", {"mean": "mean", "meanstd": "mean and standard deviation"}[pool]
-    return Embedder(name, SAMPLE_RATE, f"{words} over time", lambda w: over_time(front_end(w)), over_time, frames)
-
-
-FLOORS = {embedder.name: embedder for embedder in map(_floor, ("mean", "meanstd"))}
+    return Embedder(name, SAMPLE_RATE, f"{pool} over time", lambda w: over_time(front_end(w)), over_time, frames)
 
 
 def _files_of(spec: str | Path) -> list[Path]:
