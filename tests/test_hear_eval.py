@@ -335,6 +335,14 @@ def test_the_command_prints_a_table_and_json(folder, tmp_path):
     assert str(Path(tmp_path)) not in result.stdout
 
 
+def test_folders_are_read_whole_or_by_the_fold_that_no_corpus_holds(folder):
+    (all_folds,) = hear_eval.read_tasks([folder], progress=False)
+    (unseen,) = hear_eval.read_tasks([folder], unseen=True, progress=False)
+    assert [fold.test for fold in all_folds.task.folds] == [("fold00",), ("fold01",), ("fold02",)]
+    assert [fold.test for fold in unseen.task.folds] == [("fold02",)]
+    assert set(unseen.hashes) == {"fold00", "fold01", "fold02"} and unseen.suite == "real"
+
+
 def test_the_command_explains_bad_input(folder, tmp_path):
     assert "no such checkpoint or Python module" in command("--encoder", "none.pt", "--tasks", folder).stderr
     assert "no such folder" in command("--encoder", "logmel_mean", "--tasks", tmp_path / "none").stderr
