@@ -223,11 +223,9 @@ def hear_answers(folds: Folds, metric: str, settings: Settings, tick: Tick) -> t
             values = [goodness(metric, answers.measure(metric)) for answers in valid.answers(probabilities, ways)]
             return max(values), int(np.argmax(values))
 
-        x, y = train.drawn(settings.seed)
+        recipe, labels, (x, y) = settings.recipe, len(task.vocabulary), train.drawn(settings.seed)
         seed = int(np.random.SeedSequence([settings.seed, fold, number]).generate_state(1)[0])
-        found = fit_point(
-            point, settings.recipe, x, y, len(task.vocabulary), valid.x, judge, seed, settings.device
-        )  # fmt: skip
+        found = fit_point(point, recipe, x, y, labels, valid.x, judge, seed, settings.device)
         tick()
         return found
 
@@ -331,15 +329,17 @@ def evaluate(
     heard = [checked for checked in tasks if checked.task.kind == "scene" or embedder.frames]
     if left_out := [checked.task.name for checked in tasks if checked not in heard]:
         remarks.append(f"{', '.join(left_out)}: left out, as {embedder.name} gives no frames with timestamps")
-    started = time.monotonic()
-    embedded = [embed_task(encoder, checked.task, checked.hashes, cache, progress) for checked in heard]
-    between = time.monotonic()
+    seconds, scores = {"embedding": 0.0, "probing": 0.0}, []
     total = sum(fits_of(checked.task, settings.recipe) for checked in heard)
-    scores = []
     with tqdm(total=total, desc=f"probing {embedder.name}", unit="fit", disable=not progress) as bar:
-        for checked, splits in zip(heard, embedded, strict=True):
+        for checked in heard:
             bar.set_postfix_str(checked.task.name)
-            scores.append(score_task(checked, splits, settings, bar.update))
+            started = time.monotonic()
+            embedded = embed_task(encoder, checked.task, checked.hashes, cache, progress)
+            between = time.monotonic()
+            scores.append(score_task(checked, embedded, settings, bar.update))
+            seconds["embedding"] += between - started
+            seconds["probing"] += time.monotonic() - between
     return Evaluation(
         encoder=embedder.name,
         digest=encoder.digest,
@@ -348,7 +348,7 @@ def evaluate(
         tasks=tuple(scores),
         quality=_qualities(scores),
         remarks=tuple(remarks),
-        seconds={"embedding": between - started, "probing": time.monotonic() - between},
+        seconds=seconds,
     )
 
 
