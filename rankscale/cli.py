@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from rankscale import __version__
 from rankscale.config import RunConfig, profile
+from rankscale.data_commands import data
 
 EXECUTORS = ("processes", "in-process", "ray")
 COMPILE_HELP = "train through torch.compile: the same run up to rounding, faster after a wait where it pays"
@@ -42,6 +43,9 @@ class _Readable(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Scaling laws for general audio representations through the effective rank of embeddings."""
+
+
+main.add_command(data)
 
 
 @main.command()
