@@ -16,6 +16,7 @@ BANDS = 64  # Mel bands; a patch spans all of them
 HOP = 160  # samples between frames: 10 ms
 HEAD_WIDTH = 32  # width of an attention head unless `heads` says otherwise
 PROFILES = ("smoke", "small", "full")
+STREAMS = ("shards:", "resampled:")  # how corpus entries begin that name tar shards, see `sound.shards`
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -39,6 +40,17 @@ class EncoderName(NamedTuple):
         return f"en{self.width}-{self.depth}"
 
 
+def stream_of(entry: str) -> str:
+    """How the shards are drawn that a corpus entry names, "shards:" or "resampled:"; empty for any other entry."""
+    return next((way for way in STREAMS if entry.startswith(way)), "")
+
+
+def _portable(entry: str) -> str:
+    """The name of a folder without what lies above it; of a pattern of shards, with the folder that they lie in."""
+    way = stream_of(entry)
+    return way + "/".join(Path(entry.removeprefix(way)).parts[-2:]) if way else Path(entry).name
+
+
 class RunConfig(BaseModel):
     """Everything that decides a run's record, apart from host and time.
 
@@ -57,7 +69,8 @@ class RunConfig(BaseModel):
     # masking
     mask_ratio: Fraction = 0.75
     mask_group: Count = 2  # neighbouring tokens that are masked together
-    # pre-training audio: "synth", folders of audio files or HEAR task folders (whose test folds are left out)
+    # pre-training audio: "synth", folders of audio files or HEAR task folders (whose test folds are left out); or
+    # tar shards, "shards:PATTERN" (every clip once an epoch) or "resampled:PATTERN" (drawn with replacement)
     corpus: tuple[str, ...] = ("synth",)
     corpus_seed: int = 0
     clips: Count = 16_384  # unique clips in the training corpus
@@ -105,6 +118,11 @@ class RunConfig(BaseModel):
             raise ValueError(f"layer {self.layer}: {self.encoder} has {self.depth} blocks")
         if not self.corpus or not self.tasks:
             raise ValueError("corpus and tasks each need at least one entry, for example 'synth'")
+        if len({stream_of(entry) for entry in self.corpus}) > 1:
+            raise ValueError(
+                f"corpus {list(self.corpus)}: tar shards are streamed and not mixed with other sound, nor with those "
+                "drawn otherwise; write folders as shards too (rankscale data shard), and name several patterns"
+            )
         if self.tokens < 2 * self.mask_group:
             raise ValueError(
                 f"clip_s {self.clip_s} gives {self.tokens} tokens of {self.patch_frames} frames: "
@@ -135,7 +153,7 @@ class RunConfig(BaseModel):
 
     def portable(self) -> RunConfig:
         """The same run with folders given by name only, so that a record says nothing about one machine's disk."""
-        named = {field: tuple(Path(entry).name for entry in getattr(self, field)) for field in ("corpus", "tasks")}
+        named = {field: tuple(map(_portable, getattr(self, field))) for field in ("corpus", "tasks")}
         return self.replace(**named)
 
     def untrained(self) -> RunConfig:

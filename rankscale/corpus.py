@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
+import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from rankscale import mel as mel_room
-from rankscale.config import RunConfig
+from rankscale.config import RunConfig, stream_of
 from rankscale.mel import LogMel, MelStats, mel_stats
-from rankscale.sound import files, synth, synthetic_tasks, tasks
+from rankscale.sound import files, shards, synth, synthetic_tasks, tasks
 from rankscale.storage import write_atomically
 
 SHARD = 256  # clips in a file
@@ -107,6 +110,10 @@ class Corpus:
         """At most n different training clips, drawn from all sources alike."""
         return np.random.default_rng(1).permutation(np.unique(self.train_rows))[:n]
 
+    def reader(self, on_gpu: bool) -> Batches:
+        """What training takes its batches from: the same batches as `batch` gives."""
+        return ReadAhead(self) if on_gpu else self
+
 
 class ReadAhead:
     """A corpus whose next batch is read by a thread while the GPU is at this one. On a CPU both want the same core."""
@@ -128,6 +135,133 @@ def _order(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
+# --- streamed from tar shards -----------------------------------------------------------------------------
+
+
+class ShardStore(ClipStore):
+    """Clips of tar shards, decoded as they are asked for: first those to train on, then those held out.
+
+    report: receives what was passed over, see `shards.Shards.clip`.
+    """
+
+    def __init__(self, train: shards.Shards, heldout: shards.Shards, frames: int):
+        self.train, self.heldout, self.frames = train, heldout, frames
+        self.report = files.Report()
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.heldout)
+
+    def take(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+        """As of any store, through float16 too, so that a corpus is the same whether prepared or streamed."""
+        mels, left_out = self.read(rows)
+        self.note(left_out)
+        return torch.from_numpy(mels).to(device).float()
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, list[files.Rejected]]:
+        """Log-Mel (n, band, frame) float16, and what was passed over."""
+        n = len(self.train)
+        found = [self.train.clip(row) if row < n else self.heldout.clip(row - n) for row in map(int, rows)]
+        left_out = [each for _, passed_over in found for each in passed_over]
+        return log_mels(torch.stack([clip for clip, _ in found]), self.frames), left_out
+
+    def note(self, left_out: Sequence[files.Rejected]) -> None:
+        """Count what was passed over, and say each for the first time."""
+        for path, reason in left_out:
+            if (path, reason) not in self.report.counts:
+                logging.getLogger(__name__).warning("%s: %s; the next clip of its shard is used instead", path, reason)
+            self.report.add(path, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardCorpus(Corpus):
+    """Tar shards as a corpus: batches are a pure function of step and seed here too, and nothing is prepared.
+
+    workers: processes that decode ahead of training.
+    """
+
+    store: ShardStore
+    resampled: bool = False
+    workers: int = 1
+
+    def rows(self, step: int, size: int, seed: int, part: slice = slice(None)) -> np.ndarray:
+        positions = np.arange(step * size, (step + 1) * size)[part]
+        return shards.draw(self.store.train, positions, seed, self.resampled)
+
+    def batch(
+        self, step: int, size: int, seed: int, part: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Tensor:
+        return self.store.take(self.rows(step, size, seed, part), device)
+
+    def input_stats(self) -> MelStats:
+        return mel_stats(self.store.blocks(_some(len(self.store.train), STATS_CLIPS, 0)))
+
+    def unique_train_rows(self, n: int) -> np.ndarray:
+        return _some(len(self.store.train), n, 1)
+
+    def reader(self, on_gpu: bool) -> Batches:
+        return ShardReader(self) if self.workers > 1 or on_gpu else self
+
+
+def _some(population: int, n: int, seed: int) -> np.ndarray:
+    """At most n of the first numbers, sorted, so that shards are read one after the other; in constant memory."""
+    return np.array(sorted(random.Random(seed).sample(range(population), min(n, population))), np.int64)
+
+
+class ShardReader:
+    """The batches of a streamed corpus, decoded ahead by processes: any number of them gives the same batches."""
+
+    def __init__(self, corpus: ShardCorpus):
+        self._corpus, self._next, self._batches = corpus, None, iter(())
+
+    def batch(
+        self, step: int, size: int, seed: int, part: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """What `ShardCorpus.batch` gives. A step that does not follow the last one starts the processes anew."""
+        if self._next != (step, size, seed, part):
+            steps = _Steps(self._corpus, size, seed, part)
+            loader = DataLoader(
+                steps, batch_size=None, sampler=range(step, 2**62), num_workers=self._corpus.workers,
+                prefetch_factor=2, worker_init_fn=_one_thread, multiprocessing_context="spawn",
+            )  # fmt: skip
+            self._batches = iter(loader)
+        self._next = (step + 1, size, seed, part)
+        mels, left_out = next(self._batches)
+        self._corpus.store.note([files.Rejected(*each) for each in left_out])
+        return mels.to(device).float()
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps(Dataset):
+    """Batches by step, as a DataLoader wants them."""
+
+    corpus: ShardCorpus
+    size: int
+    seed: int
+    part: slice
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, list[files.Rejected]]:
+        return self.corpus.store.read(self.corpus.rows(step, self.size, self.seed, self.part))
+
+
+Batches = Corpus | ReadAhead | ShardReader  # whatever has `batch`
+
+
+def _stream_corpus(config: RunConfig, cache: Path, workers: int, progress: bool) -> ShardCorpus:
+    train, heldout = shards.open_shards(config.corpus, config.clip_s, config.clips, cache, progress)
+    rows = len(train) + _some(len(heldout), config.rank_clips, 2)
+    name = " and ".join(config.portable().corpus)
+    source = Source(name, shards.digest([train, heldout])[:16], len(train), len(rows))
+    resampled = stream_of(config.corpus[0]) == "resampled:"
+    none = np.zeros(0, np.int64)  # the numbers of all clips to train on would grow with the corpus
+    store = ShardStore(train, heldout, config.frames)
+    return ShardCorpus(
+        train_rows=none, heldout_rows=rows, sources=(source,), store=store, resampled=resampled, workers=workers
+    )
+
+
+# --- prepared ---------------------------------------------------------------------------------------------
+
+
 def build_corpus(
     config: RunConfig, cache: Path = CACHE, workers: int = 1, progress: bool = True, device: str = "cpu"
 ) -> Corpus:
@@ -135,17 +269,20 @@ def build_corpus(
 
     `config.corpus` names "synth" and folders; of the synthetic and real clips together `config.clips` are trained on,
     a share `real_share` of them real, repeated where there are fewer. Test folds of HEAR task folders are left out.
+    Tar shards are not prepared but streamed, decoded by `workers` processes.
     device: that synthesises what is missing; the corpus itself stays on disk.
     Raises ValueError where a folder gives no clip.
     """
+    if stream_of(config.corpus[0]):
+        return _stream_corpus(config, cache, workers, progress)
     n_folder_slots = round(config.real_share * config.clips) if "synth" in config.corpus else config.clips
     folders = [name for name in config.corpus if name != "synth"]
-    shards: list[Path] = []
+    prepared: list[Path] = []
     train, heldout, sources = [], [], []
 
     def add(paths: list[Path], rows: int) -> np.ndarray:
-        first = sum(_count(path) for path in shards)
-        shards.extend(paths)
+        first = sum(_count(path) for path in prepared)
+        prepared.extend(paths)
         return np.arange(first, first + rows)
 
     for folder in folders:
@@ -164,7 +301,7 @@ def build_corpus(
         kept = heldout_rows[: config.rank_clips - n_heldout]
         heldout_rows = np.concatenate([kept, add(make(HELDOUT_START, n_heldout), n_heldout)])
         sources.append(Source("synth", SYNTH_DIGEST, n_train, n_heldout))
-    return Corpus(ClipStore(shards), np.asarray(train_rows), heldout_rows, tuple(sources))
+    return Corpus(ClipStore(prepared), np.asarray(train_rows), heldout_rows, tuple(sources))
 
 
 def _resize(rows: np.ndarray, n: int, repeat: bool) -> np.ndarray:
@@ -224,7 +361,7 @@ def for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) ->
             raise
 
 
-def _one_thread() -> None:
+def _one_thread(_worker: int = 0) -> None:
     torch.set_num_threads(1)
 
 

@@ -63,3 +63,38 @@ def task(name: str, out: Path, to: Path) -> None:
 
     written = write_task(datasets.dataset_task(datasets.find_dataset(name), to), out)
     click.echo(f"{written}\n\nrankscale place --encoder CHECKPOINT --audio synth --tasks {written}")
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--shard-mb", default=256.0, show_default=True, help="16-bit sound in a shard; FLAC makes it less")
+@click.option("--piece-s", default=30.0, show_default=True, type=click.FloatRange(1), help="longer files are cut")
+@click.option("--tasks", multiple=True, metavar="FOLDER", help="leave the tests of these HEAR tasks out of DIR's tasks")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="processes")
+@click.option(
+    "--cache", default="runs/cache", show_default=True, type=click.Path(path_type=Path), help="of audio scans"
+)
+@click.option("--quiet", is_flag=True, help="no progress bars")
+def shard(
+    folder: Path, out: Path, shard_mb: float, piece_s: float, tasks: tuple[str, ...], workers: int, cache: Path,
+    quiet: bool,
+) -> None:  # fmt: skip
+    """Write the audio files under DIR as tar shards OUT/000000.tar, ... (WebDataset: 16 kHz mono FLAC, and JSON).
+
+    Bad files are listed at the end and stop nothing. The same command goes on where a killed one stopped; shards that
+    are complete are kept. Of HEAR task folders only what may be trained on is taken. Pre-training streams shards, in
+    constant memory, and holds one in ten out.
+    """
+    from rankscale.sound import files, shards
+    from rankscale.sound.tasks import find_tasks, training_files
+
+    holds_tasks = bool(find_tasks(folder))
+    if tasks and not holds_tasks:
+        raise click.UsageError(f"--tasks: {folder} holds no HEAR tasks, whose recordings could be told by their names")
+    allowed = training_files(folder, tasks) if holds_tasks else None
+    manifest = files.scan(folder, allowed, cache, workers=workers, progress=not quiet)
+    left_out = shards.write_shards(manifest, out, shard_mb, piece_s, workers, not quiet)
+    click.echo(f"{len(list(out.glob('*.tar')))} shards in {out}: {manifest.hours:.2f} h of sound")
+    click.echo("\n".join(f"left out: {path}: {reason}" for path, reason in left_out) or "nothing was left out")
+    click.echo(f"\nrankscale run --corpus 'shards:{out}/*.tar' --clips N")

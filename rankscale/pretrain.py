@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from rankscale.budget import budget
 from rankscale.config import RunConfig
-from rankscale.corpus import Corpus, ReadAhead
+from rankscale.corpus import Batches, Corpus
 from rankscale.distributed import ALONE, Team
 from rankscale.embed import embed_all, encoder_embedding
 from rankscale.mae import MAE, decay_groups, log_det
@@ -244,7 +244,7 @@ def _find_start(checkpoint: Path, trunk: _Trunk | None) -> Path | None:
 
 def _train(config, corpus, learner, state, probe, checkpoint, trunk, save_every_s, progress) -> None:
     points = history_steps(config)
-    batches = ReadAhead(corpus) if next(learner.model.parameters()).is_cuda else corpus
+    batches = corpus.reader(next(learner.model.parameters()).is_cuda)
     started = saved = time.monotonic()
     wall_before = state.wall_s
     with tqdm(total=config.steps, initial=state.step, desc=config.encoder, unit="step", disable=not progress) as bar:
@@ -268,7 +268,7 @@ def _train(config, corpus, learner, state, probe, checkpoint, trunk, save_every_
                 _show(bar, config, state)
 
 
-def train_step(config: RunConfig, corpus: Corpus | ReadAhead, learner: Learner, state: TrainState) -> None:
+def train_step(config: RunConfig, corpus: Batches, learner: Learner, state: TrainState) -> None:
     """One batch: masks, loss, gradient, clip, update. Raises Diverged on a loss that means nothing any more."""
     model, optimizer, team = learner.model, learner.optimizer, learner.team
     device = next(model.parameters()).device

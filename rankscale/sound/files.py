@@ -15,6 +15,7 @@ Rules, the same everywhere in this room:
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -28,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile as sf
@@ -112,11 +113,14 @@ class _Reading:
         return self.can_seek and not self.damage and self.frames == self.sound.frames
 
 
-def _open(path: Path) -> _Reading:
+def _open(path: Path, content: BinaryIO | None = None) -> _Reading:
+    """content: the bytes of the file, where they lie in another one; path is then a name for messages."""
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else content.seek(0, io.SEEK_END)) == 0:
             raise AudioError(path, "the file is empty (zero bytes)")
-        sound = _Forward(path)
+        if content is not None:
+            content.seek(0)
+        sound = _Forward(path if content is None else content)
         return _Reading(path, sound, sound.extra_info, sf.SoundFile.seekable(sound))
     except sf.LibsndfileError as error:
         why = error.error_string.rstrip(".")
@@ -208,6 +212,14 @@ def _stream(reading: _Reading, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
     """A whole file as mono blocks of about ten seconds at `rate`; closes the file at the end."""
     with reading.sound as sound:
         yield from _gather(_resample(_decode(reading), sound.samplerate, rate), rate * _BLOCK_S)
+
+
+def iter_audio(path: Path | str) -> Iterator[np.ndarray]:
+    """What `read_audio` gives, in blocks of about ten seconds: a long file needs no more memory than a short one.
+
+    Blocks (sample,) float32; none where there is no sound. Raises AudioError when it comes to a fault.
+    """
+    return _stream(_open(Path(path)))
 
 
 def read_audio(path: Path | str) -> Tensor:
@@ -544,23 +556,23 @@ def clip_table(manifest: Manifest, clip_s: float, skip: Callable[[AudioFile], bo
     return table
 
 
-def load_clip(place: Place) -> Tensor:
+def load_clip(place: Place, content: BinaryIO | None = None) -> Tensor:
     """The clip at a place: (samples + padding,) float32, what `iter_clips` gives to about 1e-5.
 
-    Raises AudioError if the file no longer gives that sound.
+    content: the bytes of the file, where they lie in another one. Raises AudioError if it does not give that sound.
     """
     try:
-        waveform = _read_near(place) if place.seekable else _read_up_to(place)
+        waveform = _read_near(place, content) if place.seekable else _read_up_to(place, content)
     except sf.LibsndfileError:  # some FLAC files open and decode, but cannot seek
-        waveform = _read_up_to(place)
+        waveform = _read_up_to(place, content)
     if len(waveform) < place.samples:
         raise AudioError(place.path, f"gave {len(waveform)} samples at {place.start}, not {place.samples}")
     return torch.from_numpy(np.pad(waveform, (0, place.padding)))
 
 
-def _read_near(place: Place) -> np.ndarray:
+def _read_near(place: Place, content: BinaryIO | None) -> np.ndarray:
     """Seek to a place and decode it, with the margins that the resampling filter needs."""
-    reading = _open(place.path)
+    reading = _open(place.path, content)
     with reading.sound as sound:
         up, down = _ratio(sound.samplerate)
         margin = 0 if up == down else _resampler(up, down)[1]
@@ -573,10 +585,10 @@ def _read_near(place: Place) -> np.ndarray:
     return np.concatenate(blocks)[place.start - group * up :][: place.samples]
 
 
-def _read_up_to(place: Place) -> np.ndarray:
+def _read_up_to(place: Place, content: BinaryIO | None) -> np.ndarray:
     """Decode a file from its start to the end of a place: slow, and right whatever the seek table says."""
     stop, n, blocks = place.start + place.samples, 0, [np.zeros(0, np.float32)]
-    for block in _stream(_open(place.path)):
+    for block in _stream(_open(place.path, content)):
         blocks.append(block[max(0, place.start - n) : max(0, stop - n)])
         n += len(block)
         if n >= stop:
