@@ -147,6 +147,7 @@ class ShardStore(ClipStore):
     def __init__(self, train: shards.Shards, heldout: shards.Shards, frames: int):
         self.train, self.heldout, self.frames = train, heldout, frames
         self.report = files.Report()
+        self._named: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.train) + len(self.heldout)
@@ -165,9 +166,10 @@ class ShardStore(ClipStore):
         return log_mels(torch.stack([clip for clip, _ in found]), self.frames), left_out
 
     def note(self, left_out: Sequence[files.Rejected]) -> None:
-        """Count what was passed over, and say each for the first time."""
+        """Count what was passed over, and name each recording when it is the first time."""
         for path, reason in left_out:
-            if (path, reason) not in self.report.counts:
+            if path not in self._named:
+                self._named.add(path)
                 logging.getLogger(__name__).warning("%s: %s; the next clip of its shard is used instead", path, reason)
             self.report.add(path, reason)
 

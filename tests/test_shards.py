@@ -90,9 +90,8 @@ def test_webdataset_reads_what_is_written_and_it_is_the_sound_of_the_folder(made
     for name, pieces in sounds.items():
         whole = sf.read(folder / name, dtype="float32")[0]
         joined = np.concatenate([pieces[offset] for offset in sorted(pieces)])
-        assert len(whole) - len(joined) < files.MIN_S * RATE
-        assert np.array_equal(joined, whole[: len(joined)])
-        assert max(map(len, pieces.values())) <= RATE
+        assert np.array_equal(joined, whole)
+        assert max(map(len, pieces.values())) < 2 * RATE and len(pieces) == max(1, int(len(whole) / RATE))
 
 
 def test_shards_that_are_there_are_kept_and_missing_ones_come_out_the_same(tmp_path):

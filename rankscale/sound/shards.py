@@ -11,8 +11,8 @@ window, whatever the step; every process takes its part of a batch, and any numb
 they start anew after a kill; their format is used here, and their reader is not.
 
 Memory. Held are the name and the number of clips of every shard, the tables (where each recording lies) of the TABLES
-shards used last, and the shuffled numbers of two windows. Sound is read clip by clip, from its place in the tar file.
-So only the names grow with the corpus, by some hundred bytes a shard: 10,000 hours in shards of 256 MB are about 4,500
+shards used last, the shuffled numbers of a few windows, and what did not decode. Sound is read clip by clip, from its
+place in the tar file. So with sound that decodes only the names grow with the corpus, by some hundred bytes a shard: 10,000 hours in shards of 256 MB are about 4,500
 of them. A tar file must lie where one can seek, on a disk or a mounted file system, not behind a pipe.
 """
 
@@ -294,9 +294,9 @@ def write_shards(
     """Write the files of a manifest as shards out/000000.tar, ...: 16 kHz mono 16-bit FLAC, in a fixed random order.
 
     Files lie in the order of their names' hashes, so that each shard is a sample of all; no file is in two shards.
-    Longer ones are cut into pieces of `piece_s` seconds. Shards that are there are kept: an interrupted run goes on.
-    Returns what was left out, the manifest's rejected files first. Raises ValueError where `out` holds the shards of
-    other sound or settings, and where all would fit into one shard.
+    Long ones are cut into pieces of `piece_s` seconds, the last less than twice that. Shards that are there are kept:
+    an interrupted run goes on. Returns what was left out, the manifest's rejected files first.
+    Raises ValueError where `out` holds the shards of other sound or settings, and where all would fit into one shard.
     """
     plan = _plan(manifest, shard_mb)
     _keep_plan(out / "plan.json", manifest, len(plan), shard_mb, piece_s)
@@ -371,14 +371,14 @@ def _add_file(tar: tarfile.TarFile, key: str, path: Path, name: str, piece_s: fl
 
 
 def _pieces(blocks: Iterator[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """Sound in pieces of one length; the last is shorter, or left out if it is too short for a clip."""
-    held, first = np.zeros(0, np.float32), True
+    """Sound in pieces of one length, the last one with the rest: none is so short that it would need padding."""
+    held = np.zeros(0, np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
-        while len(held) >= length:
+        while len(held) >= 2 * length:
             yield held[:length]
-            held, first = held[length:], False
-    if len(held) and (first or len(held) >= MIN_S * SAMPLE_RATE):
+            held = held[length:]
+    if len(held):
         yield held
 
 
