@@ -12,8 +12,9 @@ they start anew after a kill; their format is used here, and their reader is not
 
 Memory. Held are the name and the number of clips of every shard, the tables (where each recording lies) of the TABLES
 shards used last, the shuffled numbers of a few windows, and what did not decode. Sound is read clip by clip, from its
-place in the tar file. So with sound that decodes only the names grow with the corpus, by some hundred bytes a shard: 10,000 hours in shards of 256 MB are about 4,500
-of them. A tar file must lie where one can seek, on a disk or a mounted file system, not behind a pipe.
+place in the tar file. So with sound that decodes only the names grow with the corpus, by less than a kilobyte a shard:
+10,000 hours in shards of 256 MB are about 4,500 of them. A tar file must lie where one can seek, on a disk or a mounted
+file system, not behind a pipe.
 """
 
 from __future__ import annotations
