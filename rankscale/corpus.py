@@ -114,6 +114,10 @@ class Corpus:
         """What training takes its batches from: the same batches as `batch` gives."""
         return ReadAhead(self) if on_gpu else self
 
+    def remarks(self) -> str:
+        """What was wrong with clips that were read so far; empty if nothing was."""
+        return ""
+
 
 class ReadAhead:
     """A corpus whose next batch is read by a thread while the GPU is at this one. On a CPU both want the same core."""
@@ -202,6 +206,9 @@ class ShardCorpus(Corpus):
 
     def reader(self, on_gpu: bool) -> Batches:
         return ShardReader(self) if self.workers > 1 or on_gpu else self
+
+    def remarks(self) -> str:
+        return self.store.report.summary() if self.store.report.counts else ""
 
 
 def _some(population: int, n: int, seed: int) -> np.ndarray:

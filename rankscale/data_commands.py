@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from rankscale.config import SAMPLE_RATE
+
 ToFolder = click.option(
     "--to", default="runs/data", show_default=True, type=click.Path(path_type=Path, file_okay=False), help="where"
 )
@@ -87,6 +89,7 @@ def shard(
     constant memory, and holds one in ten out.
     """
     from rankscale.sound import files, shards
+    from rankscale.sound.datasets import full_disk
     from rankscale.sound.tasks import find_tasks, training_files
 
     holds_tasks = bool(find_tasks(folder))
@@ -94,7 +97,8 @@ def shard(
         raise click.UsageError(f"--tasks: {folder} holds no HEAR tasks, whose recordings could be told by their names")
     allowed = training_files(folder, tasks) if holds_tasks else None
     manifest = files.scan(folder, allowed, cache, workers=workers, progress=not quiet)
-    left_out = shards.write_shards(manifest, out, shard_mb, piece_s, workers, not quiet)
+    with full_disk(out, round(manifest.hours * 3600 * 2 * SAMPLE_RATE)):
+        left_out = shards.write_shards(manifest, out, shard_mb, piece_s, workers, not quiet)
     click.echo(f"{len(list(out.glob('*.tar')))} shards in {out}: {manifest.hours:.2f} h of sound")
     click.echo("\n".join(f"left out: {path}: {reason}" for path, reason in left_out) or "nothing was left out")
     click.echo(f"\nrankscale run --corpus 'shards:{out}/*.tar' --clips N")

@@ -13,6 +13,7 @@ a longer run goes on from there: many points along training for little more than
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
 import time
@@ -208,6 +209,8 @@ def pretrain(
         _train(config, corpus, learner, state, probe, checkpoint, trunk, save_every_s, progress and team.leads)
     except Diverged as error:
         status, reason = "diverged", str(error)
+    if remarks := corpus.remarks():
+        logging.getLogger(__name__).warning(remarks)
     if status == "ok" and state.history[-1].rankme < COLLAPSED_RANKME:
         status, reason = "collapsed", f"RankMe is {state.history[-1].rankme:.3f} after {state.step} steps"
     return Pretrained(model, tuple(state.history), status, reason, state.wall_s, learner.flop_per_s(config))

@@ -288,6 +288,7 @@ def test_a_member_that_does_not_decode_is_replaced_by_the_next_and_counted(made,
     assert torch.equal(first, again)
     assert all(torch.equal(first[row], whole[n]) for row in changed)
     assert damaged.store.report.counts.total() == 2 * sum(range(1, n + 1))  # passed over, twice
+    assert f"{2 * sum(range(1, n + 1))} clips or files left out" in damaged.remarks() and not corpus.remarks()
     assert [name in message and "the next clip" in message for message in caplog.messages] == [True]
 
 

@@ -211,9 +211,13 @@ class Resumable:
                 f"{url}: the server offers {total} bytes, published are {self.archive.bytes}: it is another file by now"
             )
         check_disk(self.part.parent, (total or 0) - have)
-        etag = answer.headers.get("ETag", "")
-        if etag and not etag.startswith("W/"):  # weak ones may not be used in If-Range
-            self._tag.write_text(etag)
+        version = answer.headers.get("ETag", "W/")
+        if version.startswith("W/"):  # a weak one, which may not be used in If-Range
+            version = answer.headers.get("Last-Modified", "")
+        if version:
+            self._tag.write_text(version)
+        else:
+            self._tag.unlink(missing_ok=True)
         bar = tqdm(
             total=total, initial=have, desc=self.archive.file, unit="B", unit_scale=True, disable=not self.progress
         )
@@ -249,16 +253,16 @@ def check_disk(folder: Path, needed: int) -> None:
 
 @contextmanager
 def full_disk(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns a disk that fills up in a `with` block into a FetchError that says where, and how much it should hold."""
+    """Turns a disk that fills up in a `with` block into a FetchError: where, and how many bytes are needed there."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        size = f"{_amount(needed)} in all" if needed else "more than is free"
+        size = f"{_amount(needed)} in all" if needed else "more than were free"
         raise FetchError(
             f"{folder}: the disk is full ({error.strerror}); {size} are needed there. What has come is kept: "
-            "free space, or choose another folder with --to, and give the same command again"
+            "free space and give the same command again, or choose another folder"
         ) from error
 
 
