@@ -68,14 +68,15 @@ def searches_chart(ends: pd.DataFrame, least: float = 1e-9) -> alt.Chart:
 
 
 def profile_chart(
-    table: pd.DataFrame, most: float, truth: float | None = None, title: str = "ceiling"
+    table: pd.DataFrame, most: float, ends: tuple[float, float], truth: float | None = None, title: str = "ceiling"
 ) -> alt.LayerChart:
     """Profiles of a limit: how much worse the fit becomes as the limit is held elsewhere.
 
     table: columns range (a line each, in the table's order), value, statistic. most: what a 90 % interval allows.
+    ends: of the axis of values; lines go on beyond.
     """
     order, legend = alt.Scale(domain=list(dict.fromkeys(table["range"]))), alt.Legend(title=None, columns=4)
-    x = alt.X("value:Q", title=title, scale=alt.Scale(nice=False, zero=False))
+    x = alt.X("value:Q", title=title, scale=alt.Scale(domain=list(ends), nice=False))
     y = alt.Y("statistic:Q", title="how much worse (F)", scale=alt.Scale(domain=[0, 3 * most], nice=False))
     colour, dash = (kind("range:N", scale=order, legend=legend) for kind in (alt.Color, alt.StrokeDash))
     lines = alt.Chart(_near(table)).mark_line(clip=True).encode(x=x, y=y, color=colour, strokeDash=dash)

@@ -92,11 +92,9 @@ def test_every_search_is_a_point_also_those_that_arrived():
 
 def test_profiles_have_a_level_and_the_truth_where_it_is_known():
     table = pd.DataFrame({"range": ["one"] * 3, "value": [0.5, 0.7, 0.9], "statistic": [9.0, 0.0, 4.0]})
-    rules = [
-        draw(fit_charts.profile_chart(table, 2.7, truth)).count('aria-roledescription="rule mark container"')
-        for truth in (None, 0.7)
-    ]
-    assert rules == [1, 2]
+    drawn = [fit_charts.profile_chart(table, 2.7, (0.4, 1), truth) for truth in (None, 0.7)]
+    assert [draw(each).count('aria-roledescription="rule mark container"') for each in drawn] == [1, 2]
+    assert drawn[0].to_dict()["layer"][0]["encoding"]["x"]["scale"]["domain"] == [0.4, 1]
 
 
 def test_intervals_that_miss_the_truth_stand_out():
