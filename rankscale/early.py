@@ -276,6 +276,7 @@ def halving(
     entrants: int = 8,
     arm: str = "arm",
     cost: str = "train_flop",
+    against: str | None = None,
     draws: int = 20_000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -284,8 +285,9 @@ def halving(
     table: one row a run. rules: name -> (look, run) scores, more is better; ties are broken at random. shares: of a
     run's steps at which the looks are taken; the last look leaves one run, so that one share is a single look. A trial
     takes `entrants` arms at random and one run of each. Rows, one a rule: regret, the quality of the trial's best run
-    less that of the run kept, as a mean over trials, with low and high; gain, how much smaller it is than that of a
-    blind choice, with gain_low and gain_high; cost, of the training that was done in units of finishing all entrants.
+    less that of the run kept, as a mean over trials, with low and high; gain, how much smaller it is than that of the
+    rule `against`, or of a blind choice, with gain_low and gain_high; cost, of the training that was done in units of
+    finishing all entrants.
     Intervals are 95 % t intervals from leaving out one arm, with its seeds, at a time (jackknife, Quenouille 1956), so
     that they hold for arms drawn again. Source of the scheme: Jamieson & Talwalkar 2016. Raises ValueError for rules of
     another shape, shares that do not grow within (0, 1], and fewer arms than `entrants` + 1.
@@ -301,13 +303,16 @@ def halving(
     member = np.zeros((draws, arms.max() + 1), dtype=bool)
     np.put_along_axis(member, arms, True, axis=1)
     y, price = table[quality].to_numpy(float)[runs], table[cost].to_numpy(float)[runs]
-    best, blind = y.max(axis=1), y.max(axis=1) - y.mean(axis=1)
-    rows = []
+    lost, paid = {None: y.max(axis=1) - y.mean(axis=1)}, {}
     for name, scores in rules.items():
         kept, spent = _halve(np.asarray(scores)[:, runs], shares)
-        lost = best - np.take_along_axis(y, kept[:, None], axis=1)[:, 0]
-        paid = ((spent * price).sum(axis=1) / price.sum(axis=1)).mean()
-        rows.append((name, *_jackknife(lost, member), *_jackknife(blind - lost, member), paid))
+        lost[name] = y.max(axis=1) - np.take_along_axis(y, kept[:, None], axis=1)[:, 0]
+        paid[name] = float(((spent * price).sum(axis=1) / price.sum(axis=1)).mean())
+    rows = []
+    for name in rules:
+        regret, low, high = _jackknife(lost[name], member)
+        gain = _jackknife(lost[against] - lost[name], member)
+        rows.append((name, regret, max(0.0, low), high, *gain, paid[name]))  # no regret is negative
     return pd.DataFrame(rows, columns=["rule", "regret", "low", "high", "gain", "gain_low", "gain_high", "cost"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
+from rankscale.arms import MIDDLE, SEVERAL
 from rankscale.axis_charts import COLOURS
 from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
 
@@ -18,6 +19,7 @@ def _near(table: pd.DataFrame) -> pd.DataFrame:
 def paths_chart(table: pd.DataFrame, name: str = "paths") -> alt.Chart:
     """RankMe over training, one line an arm in the colour of its axis; below one chooses whether to divide by step 0.
 
+    The centre is drawn thick, arms that moved along several axes are dashed.
     table: columns label, axis, step, rankme, relative; one row an arm and step.
     """
     present = [axis for axis in COLOURS if axis in set(table["axis"])]
@@ -34,7 +36,11 @@ def paths_chart(table: pd.DataFrame, name: str = "paths") -> alt.Chart:
     line = alt.Chart(_near(table)).transform_calculate(
         y=f"{shown.name} == '{options[0]}' ? datum.relative : datum.rankme"
     )
-    line = line.mark_line(strokeWidth=1.8).encode(
+    thick = alt.when(alt.datum.axis == MIDDLE).then(alt.value(4)).otherwise(alt.value(1.8))
+    dash = alt.when(alt.datum.axis == SEVERAL).then(alt.value([4, 3])).otherwise(alt.value([1, 0]))
+    line = line.mark_line().encode(
+        strokeWidth=thick,
+        strokeDash=dash,
         x=x.axis(values=ticks, format=",d"),
         y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False, padding=8)),
         detail="label:N",
@@ -66,7 +72,8 @@ def training_chart(table: pd.DataFrame, title: str, name: str = "training") -> a
     ticks = [share for share in (0, 0.008, 0.032, 0.128, 0.512, 1) if share <= near["share"].max()]
     # Step 0 has a place of its own: below a half per cent the axis is linear.
     scale = alt.Scale(type="symlog", constant=0.005, domain=[0, 1], nice=False)
-    x = alt.X("share:Q", title="share of the training steps", scale=scale).axis(values=ticks, format=".1~%")
+    x = alt.X("share:Q", title="share of the training steps", scale=scale)
+    x = x.axis(values=ticks, format=".1~%", labelOverlap="greedy")
     y = alt.Y("low:Q", title=title, scale=alt.Scale(zero=False, padding=4))
     band = base.mark_area().encode(
         x=x, y=y, y2="high:Q", color=colour, opacity=alt.when(chosen).then(alt.value(0.14)).otherwise(alt.value(0.02))

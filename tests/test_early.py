@@ -215,9 +215,17 @@ def test_a_perfect_rule_has_no_regret_and_a_blind_one_no_gain():
     truth, nothing = np.tile(table["q"], (3, 1)), np.zeros((3, len(table)))
     found = early.halving(table, {"true": truth, "blind": nothing, "worst": -truth}, "q", (0.1, 0.2, 0.4), draws=20_000)
     found = found.set_index("rule")
-    assert found.loc["true", "regret"] == 0
+    assert found.loc["true", "regret"] == found.loc["true", "low"] == 0
     assert found.loc["blind", "gain"] == pytest.approx(0, abs=0.03)
     assert found.loc["worst", "gain_high"] < 0 < found.loc["true", "gain_low"]
+
+
+def test_rules_are_compared_in_the_same_trials():
+    table = made(n=12, early_noise=1.0)
+    rules = {"x": table[["x"]].to_numpy().T, "true": table[["q"]].to_numpy().T}
+    found = early.halving(table, rules, "q", (0.1,), against="x", draws=4000).set_index("rule")
+    assert found.loc["x", ["gain", "gain_low", "gain_high"]].tolist() == [0, 0, 0]
+    assert found.loc["true", "gain"] == pytest.approx(found.loc["x", "regret"])
 
 
 def test_the_cost_is_that_of_the_looks_and_of_one_finished_run():
