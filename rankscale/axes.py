@@ -311,8 +311,9 @@ def association(
 ) -> Association:
     """Spearman's and Kendall's correlation of columns x and y over runs.
 
-    Intervals: percentiles at 95 % over resampled seeds; the cells, values of column `cell`, are fixed. joint: seeds
-    are drawn for all cells together, as they must be where one run serves several cells (points of one trunk).
+    Intervals: percentiles at 95 % over runs that other seeds would have given; the cells, values of column `cell`, are
+    fixed. joint: seeds are drawn for all cells together, as they must be where one run serves several cells (points of
+    one trunk).
     With three seeds a cell such an interval is rough: it says how much the seeds matter, not more. Where a cell has
     one seed there is none (NaN).
     Raises ValueError for fewer than three runs, or a column that does not vary.
@@ -321,7 +322,7 @@ def association(
     if len(table) < 3 or table[x].nunique() < 2 or table[y].nunique() < 2:
         raise ValueError(f"a rank correlation of {x} and {y} needs three runs that differ in both, got {len(table)}")
     pairs = table[[x, y]].to_numpy(float)
-    drawn = pairs[_resample(table, cell, joint, draws, np.random.default_rng(seed))]
+    drawn = _redraw(table, [x, y], cell, joint, draws, np.random.default_rng(seed))
     found = []
     for measure in (_spearman, _kendall):
         ends = np.nanpercentile(measure(*np.moveaxis(drawn, 2, 0)), [2.5, 97.5]) if len(drawn) else [np.nan, np.nan]
@@ -345,20 +346,35 @@ def _ratio(up: np.ndarray, down: np.ndarray) -> np.ndarray:
     return np.divide(up, down, out=np.full(len(up), np.nan), where=down > 0)
 
 
-def _resample(table: pd.DataFrame, cell: str, joint: bool, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers, (draw, n_run): seeds drawn within each cell, or whole seeds for all cells; none without two of each.
+def _redraw(
+    table: pd.DataFrame, columns: Sequence[str], cell: str, joint: bool, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Runs as other seeds would have given them, (draw, n_run, column): cell means and deviations drawn anew.
 
-    Joint draws need every seed in the same number of cells; those of seeds that lack some are not drawn.
+    A deviation is drawn within its own cell, or, if joint, from one other seed for all cells of a seed; only seeds that
+    are in every cell are drawn then. Deviations from a mean of n runs are too small by sqrt(1 - 1 / n); this is undone:
+    else runs would agree better within their cell than real ones do. No draw without two runs in each.
     """
     table = table.reset_index(drop=True)
-    if joint:
-        by_seed = [rows.to_numpy() for rows in table.groupby("seed").groups.values()]
-        whole = np.array([rows for rows in by_seed if len(rows) == max(map(len, by_seed))])
-        drawn = rng.integers(len(whole), size=(draws if len(whole) > 1 else 0, len(whole)))
-        return whole[drawn].reshape(len(drawn), whole.size)
-    groups = [rows.to_numpy() for rows in table.groupby(cell).groups.values()]
-    draws = draws if min(map(len, groups)) > 1 else 0  # a cell of one run would pass for one without noise
-    return np.concatenate([rng.choice(rows, (draws, len(rows))) for rows in groups], axis=1)
+    values, cells = table[list(columns)].to_numpy(float), table[cell].factorize()[0]
+    means = table.groupby(cell)[list(columns)].transform("mean").to_numpy(float)
+    if not joint:
+        own = [np.flatnonzero(cells == each) for each in range(cells.max() + 1)]
+        draws = draws if min(map(len, own)) > 1 else 0  # a cell of one run would pass for one without noise
+        size = np.array([len(rows) for rows in own])[cells][:, None]
+        luck = (values - means) * np.sqrt(size / np.maximum(size - 1, 1))
+        drawn = np.empty((draws, len(table)), int)
+        for rows in own:
+            drawn[:, rows] = rng.choice(rows, (draws, len(rows)))
+        return means + luck[drawn]
+    rows = pd.DataFrame({"cell": cells, "seed": table["seed"], "row": table.index}).pivot(
+        index="seed", columns="cell", values="row"
+    )
+    whole = rows.dropna().to_numpy(int)  # (seed, cell)
+    seeds, draws = len(whole), draws if len(whole) > 1 else 0
+    luck = (values[whole] - values[whole].mean(axis=0)) * np.sqrt(seeds / max(seeds - 1, 1)) if draws else values[:0]
+    donor = rng.integers(max(seeds, 1), size=(draws, len(rows)))[:, table["seed"].factorize()[0]]
+    return means + luck[donor, cells] if draws else np.empty((0, *values.shape))
 
 
 def within_arms(table: pd.DataFrame, x: str, y: str, arm: str) -> tuple[float, float, float, int]:

@@ -62,7 +62,21 @@ def test_an_interval_is_about_the_estimate_and_repeats(joint):
 
 def test_rank_correlation_knows_nothing_of_units():
     table = seeded([1, 2, 4, 8], 3, sd=1.0)
-    assert axes.association(table.assign(x=np.exp(table["x"])), "x", "y") == axes.association(table, "x", "y")
+    found, bent = (axes.association(each, "x", "y") for each in (table, table.assign(x=np.exp(table["x"]))))
+    assert (found.spearman, found.kendall) == (bent.spearman, bent.kendall)
+    assert axes.association(table.assign(x=4 * table["x"] - 8), "x", "y") == found
+
+
+def test_an_interval_keeps_the_noise_within_cells():
+    """Seeds drawn as they are would agree with themselves: with two a cell, half of the draws would have no noise."""
+    table = seeded([1, 2, 4, 8, 16], 2, sd=1.5)
+    found = axes.association(table, "x", "y", joint=True)
+    assert found.low < found.spearman < found.high
+    drawn = axes._redraw(table, ["x", "y"], "value", False, 4000, np.random.default_rng(0))
+    of_cell = table["value"].factorize()[0]
+    within = np.mean([drawn[:, of_cell == c].var(axis=1).mean() for c in range(5)])
+    wanted = np.mean([table.loc[of_cell == c, ["x", "y"]].to_numpy().var(axis=0).mean() for c in range(5)])
+    assert within == pytest.approx(wanted, rel=0.05)
 
 
 def test_without_a_second_seed_there_is_no_interval():
