@@ -264,13 +264,13 @@ def plain_answers(kind: str, folds: Folds, tick: Tick) -> list[Answers]:
 
 
 def score_task(
-    checked: CheckedTask, embedded: dict[str, Embedded], settings: Settings = Settings(), tick: Tick = lambda: None
+    checked: CheckedTask, embedded: dict[str, Embedded], settings: Settings | None = None, tick: Tick = lambda: None
 ) -> TaskScore:
     """Every probe on one task: HEAR's on all tasks, linear and kNN on scenes. tick: called after each training.
 
     embedded: split -> what `embed_task` gave. Raises ValueError where nothing can be scored, saying why.
     """
-    task, metrics = checked.task, checked.metrics
+    task, metrics, settings = checked.task, checked.metrics, settings or Settings()
     folds = [tuple(gather(task, embedded, part) for part in fold) for fold in task.folds]
     answers, chosen = hear_answers(folds, metrics[0], settings, tick)
     probes = {"hear": _summary(answers, metrics, settings.seed, chosen)}
@@ -318,13 +318,14 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def evaluate(
-    encoder: Encoder, tasks: Sequence[CheckedTask], cache: Path, settings: Settings = Settings(), progress: bool = True
+    encoder: Encoder, tasks: Sequence[CheckedTask], cache: Path, settings: Settings | None = None, progress: bool = True
 ) -> Evaluation:
     """Score an encoder on tasks; embeddings are kept in the cache, see `embed_task`.
 
     Event tasks are left out, with a remark, where the encoder has no frames with timestamps. The same encoder, tasks,
     settings and number of threads give the same numbers. Errors as `score_task` and `embed_task`.
     """
+    settings = settings or Settings()
     embedder, remarks = encoder.embedder, [checked.remark for checked in tasks if checked.remark]
     heard = [checked for checked in tasks if checked.task.kind == "scene" or embedder.frames]
     if left_out := [checked.task.name for checked in tasks if checked not in heard]:
