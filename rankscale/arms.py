@@ -16,7 +16,19 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rankscale.axes import AXES, CENTRE, DRAWS, LEVEL, Study, equal_compute, pooled_sd, same_but, study, value_of
+from rankscale.axes import (
+    AXES,
+    CENTRE,
+    DRAWS,
+    LEVEL,
+    Study,
+    equal_compute,
+    follow_word,
+    pooled_sd,
+    same_but,
+    study,
+    value_of,
+)
 from rankscale.config import RunConfig
 from rankscale.records import RunRecord, runs_table
 from rankscale.sweep import plan, read_spec
@@ -49,6 +61,11 @@ def moved(config: RunConfig, centre: RunConfig = CENTRE) -> dict[str, float]:
     }
 
 
+def label_of(config: RunConfig, centre: RunConfig = CENTRE) -> str:
+    """An arm in words: "width 128, depth 1", or "centre"."""
+    return ", ".join(f"{name} {value:g}" for name, value in moved(config, centre).items()) or MIDDLE
+
+
 def in_reach(config: RunConfig, centre: RunConfig = CENTRE) -> bool:
     """Whether a run is trained and differs from the centre in nothing but axes and the seed."""
     return config.steps > 0 and same_but(config, centre, (name for axis in AXES.values() for name in axis.fields))
@@ -75,7 +92,7 @@ def sweep_table(
         log_rank=lambda table: np.log(table["rankme_corrected"].astype(float)),
         arm=[arm_of(each.config) for each in chosen],
         axis=[next(iter(place)) if len(place) == 1 else SEVERAL if place else MIDDLE for place in places],
-        label=[", ".join(f"{name} {value:g}" for name, value in place.items()) or MIDDLE for place in places],
+        label=[label_of(each.config, centre) for each in chosen],
     )
 
 
@@ -123,12 +140,36 @@ def drawn_means(
     return pd.Index(rows), np.stack(means, axis=2).swapaxes(0, 1)
 
 
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    """Percentiles of a statistic over draws, NaN where there are none."""
-    if not len(drawn):
-        return float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    return float(low), float(high)
+def estimate(drawn: Sequence[float] | pd.Series) -> tuple[float, float, float]:
+    """A statistic that stands first among its draws, with their 95 % percentiles; NaN where it has no others."""
+    drawn = np.asarray(drawn, dtype=float)
+    if len(drawn) < 2 or np.isnan(drawn[1:]).all():
+        return float(drawn[0]), float("nan"), float("nan")
+    low, high = np.nanpercentile(drawn[1:], [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return float(drawn[0]), float(low), float(high)
+
+
+def draw_again(rows: int, n: int, seed: int) -> np.ndarray:
+    """Which of n arms each row takes, (row, n): the first row all of them once, the others with replacement."""
+    chosen = np.random.default_rng((seed, 1)).integers(n, size=(rows, n))  # not the stream of `drawn_means`
+    chosen[0] = np.arange(n)
+    return chosen
+
+
+def standardised_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks within each row, (row, arm), with mean 0 and standard deviation 1; NaN where nothing varies."""
+    ranks = stats.rankdata(values, axis=1)
+    with np.errstate(invalid="ignore"):
+        return (ranks - ranks.mean(axis=1, keepdims=True)) / ranks.std(axis=1, keepdims=True)
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    """Spearman's correlation of each row of `standardised_ranks`, (row, arm); given: what is taken out of both."""
+    xy = (x * y).mean(axis=1)
+    if given is None:
+        return xy
+    xz, yz = (x * given).mean(axis=1), (y * given).mean(axis=1)
+    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
 
 
 # --- does a number rank arms? -----------------------------------------------------------------------------
@@ -158,9 +199,7 @@ class Ranking:
 
     @property
     def word(self) -> str:
-        if np.isnan(self.low):
-            return "cannot yet, with single seeds, be said to follow"
-        return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[self.sign]
+        return follow_word(self.sign, self.low)
 
 
 def pair_agreement(
@@ -178,7 +217,7 @@ def pair_agreement(
     shuffled = _shuffle(means[:1, 1], groups, draws, seed)
     found = _concordance(means[:, 0], means[:, 1], pairs)
     chance = _concordance(means[:1, 0], shuffled, pairs)
-    return Ranking(*_estimate(found), _p_value(found[0] - 0.5, chance - 0.5), len(pairs), 0.5)
+    return Ranking(*estimate(found), _p_value(found[0] - 0.5, chance - 0.5), len(pairs), 0.5)
 
 
 def partial_spearman(
@@ -193,9 +232,9 @@ def partial_spearman(
         raise ValueError(f"{given} is the same in all {len(arms)} arms: nothing to take out")
     groups = _groups_of(arms, table, given, arm)
     shuffled = _shuffle(means[:1, 1], groups, draws, seed)
-    found = _partial(*means.swapaxes(0, 1))
-    chance = _partial(means[:1, 0], shuffled, means[:1, 2])
-    return Ranking(*_estimate(found), _p_value(found[0], chance), len(arms), 0.0)
+    found = rank_correlation(*(standardised_ranks(each) for each in means.swapaxes(0, 1)))
+    chance = rank_correlation(*(standardised_ranks(each) for each in (means[:1, 0], shuffled, means[:1, 2])))
+    return Ranking(*estimate(found), _p_value(found[0], chance), len(arms), 0.0)
 
 
 def _groups_of(arms: pd.Index, table: pd.DataFrame, group: str, arm: str) -> list[np.ndarray]:
@@ -216,18 +255,6 @@ def _concordance(x: np.ndarray, y: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """Of each row, (row, arm): the share of pairs in which x and y have the same order; a tie is half."""
     a, b = pairs.T
     return (1 + (np.sign(x[:, a] - x[:, b]) * np.sign(y[:, a] - y[:, b])).mean(axis=1)) / 2
-
-
-def _partial(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Partial rank correlation of each row of (row, arm)."""
-    x, y, z = (_standardised_ranks(each) for each in (x, y, z))
-    xy, xz, yz = ((a * b).mean(axis=1) for a, b in ((x, y), (x, z), (y, z)))
-    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
-
-
-def _standardised_ranks(values: np.ndarray) -> np.ndarray:
-    ranks = stats.rankdata(values, axis=1)
-    return (ranks - ranks.mean(axis=1, keepdims=True)) / ranks.std(axis=1, keepdims=True)
 
 
 def _p_value(found: float, chance: np.ndarray) -> float:
@@ -303,18 +330,11 @@ def regret(
         lost = [_lost(means[:, 0, own], scores[:, own]) for own in groups]
         for own, each, without in zip(groups, lost, blind, strict=True):
             chosen = labels[own][np.isclose(scores[0, own], scores[0, own].max())] if column else ["any"]
-            rows.append(
-                (names[own[0]], rule, len(own), " | ".join(chosen), *_estimate(each), *_estimate(without - each))
-            )
+            rows.append((names[own[0]], rule, len(own), " | ".join(chosen), *estimate(each), *estimate(without - each)))
         mean, gain = np.mean(lost, axis=0), np.mean(blind, axis=0) - np.mean(lost, axis=0)
-        rows.append(("all", rule, sum(map(len, groups)), "", *_estimate(mean), *_estimate(gain)))
+        rows.append(("all", rule, sum(map(len, groups)), "", *estimate(mean), *estimate(gain)))
     columns = ["group", "rule", "arms", "chosen", "regret", "low", "high", "gain", "gain_low", "gain_high"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _estimate(drawn: np.ndarray) -> tuple[float, float, float]:
-    """A statistic, which is the first of its draws, and its interval from the others."""
-    return float(drawn[0]), *_interval(drawn[1:])
 
 
 def _lost(quality: np.ndarray, score: np.ndarray) -> np.ndarray:

@@ -301,9 +301,14 @@ class Association:
 
     @property
     def word(self) -> str:
-        if np.isnan(self.low):
-            return "cannot yet, with single seeds, be said to follow"
-        return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[self.sign]
+        return follow_word(self.sign, self.low)
+
+
+def follow_word(sign: int, low: float) -> str:
+    """What quality does with a number, from the sign of their relation; low: end of its interval, NaN without one."""
+    if np.isnan(low):
+        return "cannot yet, with single seeds, be said to follow"
+    return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[sign]
 
 
 def association(

@@ -262,6 +262,14 @@ def _as_array(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
+def sliders(knobs: Mapping[str, tuple[float, float, float, float, str]]) -> list[alt.Parameter]:
+    """Sliders of a static page: parameter name -> (start, least, most, step, label)."""
+    return [
+        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
+        for name, (start, least, most, step, label) in knobs.items()
+    ]
+
+
 def rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
     """Significant digits that a chart can show: a page carries every one of them."""
     values = np.asarray(values, dtype=np.float64)
@@ -634,16 +642,12 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
 
     Direction i has the second moment i^-decay + noise^2; a constant offset adds offset^2 to the first direction.
     """
-    knobs = {  # name: (start, least, most, step, label)
+    knobs = {
         "decay": (1, 0, 4, 0.05, "decay exponent α "),
         "dim": (64, 2, max_dim, 1, "dimensions K "),
         "offset": (0, 0, 20, 0.1, "constant offset "),
         "noise": (0, 0, 1, 0.01, "noise in every direction "),
     }
-    sliders = [
-        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
-        for name, (start, least, most, step, label) in knobs.items()
-    ]
     added = {"raw": eps, "centred": eps, "squared": 0}  # the constant is RankMe's only
     kinds = tuple(added)
     # Every step writes fields of its own: a slider re-runs only the steps that depend on it.
@@ -678,7 +682,7 @@ def rank_explorer(max_dim: int = 512, eps: float = 1e-7) -> alt.VConcatChart:
     return alt.vconcat(
         alt.layer(bars, numbers).properties(width=WIDTH, height=84),
         alt.layer(dots, line).properties(width=WIDTH, height=200),
-    ).add_params(*sliders)
+    ).add_params(*sliders(knobs))
 
 
 # --- sound and log-Mel (chapter 01) -----------------------------------------------------------------------
@@ -748,9 +752,8 @@ def mel_scale_explorer(max_bands: int = 128) -> alt.VConcatChart:
     Filters are torchaudio's: triangles with equal steps on the HTK Mel scale from 0 to 8 kHz, peak 1.
     """
     top = _mel(SAMPLE_RATE / 2)
-    tone = alt.param("tone_hz", value=1000, bind=alt.binding_range(min=100, max=7900, step=10, name="tone (Hz) "))
-    bands = alt.param(
-        "n_bands", value=BANDS, bind=alt.binding_range(min=16, max=max_bands, step=1, name="number of bands ")
+    tone, bands = sliders(
+        {"tone_hz": (1000, 100, 7900, 10, "tone (Hz) "), "n_bands": (BANDS, 16, max_bands, 1, "number of bands ")}
     )
     hz = "700 * (pow(10, ({}) / 2595) - 1)".format
     x = alt.X("hz:Q", title="frequency (Hz)", scale=alt.Scale(domain=[0, SAMPLE_RATE / 2], nice=False))
@@ -837,16 +840,12 @@ def token_calculator() -> alt.VConcatChart:
 
     Counts are RunConfig's and mae.count_kept's: whole patches only, whole groups of two hidden tokens.
     """
-    knobs = {  # name: (start, least, most, step, label)
+    knobs = {
         "calc_clip_s": (1.28, 0.64, 10.24, 0.02, "clip (s) "),
         "calc_patch": (4, 1, 16, 1, "frames in a patch "),
         "calc_mask": (0.75, 0.05, 0.95, 0.05, "mask ratio "),
         "calc_width": (64, 16, 768, 16, "width "),
     }
-    sliders = [
-        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
-        for name, (start, least, most, step, label) in knobs.items()
-    ]
     tokens = f"floor(floor(round(calc_clip_s * {SAMPLE_RATE}) / {HOP}) / calc_patch)"
     groups = f"ceil({tokens} / 2)"
     share = f"(1 - calc_mask) * {groups}"
@@ -873,7 +872,7 @@ def token_calculator() -> alt.VConcatChart:
     return alt.vconcat(
         alt.layer(labels, numbers).properties(width=WIDTH, height=24 * len(lines)),
         _mask_squares(tokens, kept).properties(width=WIDTH, height=106),
-    ).add_params(*sliders)
+    ).add_params(*sliders(knobs))
 
 
 def _mask_squares(tokens: str, kept: str, columns: int = 32, drawn: int = 256) -> alt.Chart:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from rankscale.arms import MIDDLE, drawn_means
+from rankscale.arms import MIDDLE, draw_again, drawn_means, rank_correlation, standardised_ranks
 from rankscale.axes import DRAWS, LEVEL
 from rankscale.pretrain import HistoryPoint, trunk_end, trunk_hash
 from rankscale.records import RunRecord
@@ -180,41 +180,11 @@ def correlations(
     names, means = drawn_means(table, columns, arm, draws, seed)
     if len(names) < FEWEST_ARMS:
         raise ValueError(f"{len(names)} arms: a rank correlation of {columns[0]} needs at least {FEWEST_ARMS}")
-    means = np.take_along_axis(means, _draw_arms(len(means), len(names), seed)[:, None, :], axis=2)
-    rank = {name: _ranks(means[:, i]) for i, name in enumerate(columns)}
+    means = np.take_along_axis(means, draw_again(len(means), len(names), seed)[:, None, :], axis=2)
+    rank = {name: standardised_ranks(means[:, i]) for i, name in enumerate(columns)}
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = {(x, y): _correlation(rank[x], rank[y], rank.get(given)) for x in numbers for y in qualities}
+        found = {(x, y): rank_correlation(rank[x], rank[y], rank.get(given)) for x in numbers for y in qualities}
     return pd.DataFrame(found).rename_axis(columns=["number", "quality"])
-
-
-def _draw_arms(rows: int, arms: int, seed: int) -> np.ndarray:
-    """Which arms each row takes, (row, arm): the first row all of them once, the others with replacement."""
-    chosen = np.random.default_rng((seed, 1)).integers(arms, size=(rows, arms))
-    chosen[0] = np.arange(arms)
-    return chosen
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks within each row, (row, arm), with mean 0 and standard deviation 1; NaN where nothing varies."""
-    ranks = stats.rankdata(values, axis=1)
-    with np.errstate(invalid="ignore"):
-        return (ranks - ranks.mean(axis=1, keepdims=True)) / ranks.std(axis=1, keepdims=True)
-
-
-def _correlation(x: np.ndarray, y: np.ndarray, z: np.ndarray | None) -> np.ndarray:
-    if z is None:
-        return (x * y).mean(axis=1)
-    xy, xz, yz = ((a * b).mean(axis=1) for a, b in ((x, y), (x, z), (y, z)))
-    return (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
-
-
-def estimate(drawn: Sequence[float] | pd.Series) -> tuple[float, float, float]:
-    """A statistic that stands first among its draws, with their 95 % percentiles; NaN where it has no others."""
-    drawn = np.asarray(drawn, dtype=float)
-    if len(drawn) < 2 or np.isnan(drawn[1:]).all():
-        return float(drawn[0]), float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn[1:], [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    return float(drawn[0]), float(low), float(high)
 
 
 # --- the value --------------------------------------------------------------------------------------------
@@ -249,7 +219,7 @@ def foretell(
         x = means[:, [columns.index(column) for column in of]]
         errors = [_foretold(x, y, of_arm == each) - y[:, of_arm == each] for each in groups]
         squares[name] = np.concatenate(errors, axis=1) ** 2
-    chosen = _draw_arms(len(means), int((of_arm != always).sum()), seed)
+    chosen = draw_again(len(means), int((of_arm != always).sum()), seed)
     errors = {name: np.sqrt(np.take_along_axis(each, chosen, axis=1).mean(axis=1)) for name, each in squares.items()}
     return pd.DataFrame(errors)
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from rankscale.arms import MIDDLE, SEVERAL
 from rankscale.axis_charts import COLOURS
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded, sliders
 
 
 def _near(table: pd.DataFrame) -> pd.DataFrame:
@@ -95,15 +95,11 @@ def look_explorer() -> alt.LayerChart:
     Sliders: the budget in whole runs, and the correlation of the number with final quality, early and at the end. The
     expected largest of n normal numbers is Blom's (1958) approximation.
     """
-    knobs = {  # name: (start, least, most, step, label)
+    knobs = {
         "look_budget": (3, 2, 16, 1, "budget (whole runs) "),
         "look_early": (0.4, 0, 1, 0.05, "correlation, early "),
         "look_late": (0.7, 0, 1, 0.05, "correlation, at the end "),
     }
-    sliders = [
-        alt.param(name=name, value=start, bind=alt.binding_range(min=least, max=most, step=step, name=label))
-        for name, (start, least, most, step, label) in knobs.items()
-    ]
     kinds = ["look early, finish one", "finish all, then choose"]
 
     def best_of(n: str) -> str:
@@ -125,4 +121,4 @@ def look_explorer() -> alt.LayerChart:
         strokeDash=alt.StrokeDash("kind:N", title=None, scale=order),
         tooltip=["kind:N", alt.Tooltip("share:Q", format=".0%"), alt.Tooltip("runs:Q", format=".1f"), "value:Q"],
     )
-    return alt.layer(lines).add_params(*sliders).properties(width=WIDTH, height=220)
+    return alt.layer(lines).add_params(*sliders(knobs)).properties(width=WIDTH, height=220)

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded, sliders
 
 FITTED, LARGER = "fitted", "held out"
 GRID = 61  # places at which the explorer's curve is drawn
@@ -159,11 +159,10 @@ def explorer_chart(
         pd.DataFrame({"x": points["x"], "y": points["y"], "part": np.where(points["held_out"], LARGER, FITTED)}),
         pd.DataFrame({"x": grid, "y": 1.0, "part": "curve"}),
     ])  # fmt: skip
-    sliders = [
-        alt.param(f"{name}_{key}", value=value, bind=alt.binding_range(
-            min=ENDS[key][0], max=ENDS[key][1], step=STEPS[key], name=f"{key} "))
+    knobs = {
+        f"{name}_{key}": (value, *ENDS[key], STEPS[key], f"{key} ")
         for key, value in (("exponent", exponent), ("ceiling", ceiling))
-    ]  # fmt: skip
+    }
     shown = alt.param(f"{name}_shown", value=False, bind=alt.binding_checkbox(name="show the larger runs "))
     b, q = f"{name}_exponent", f"{name}_ceiling"
     base = (
@@ -196,7 +195,7 @@ def explorer_chart(
     valley = _map(own, b, q).properties(width=WIDTH, height=170)
     return (
         alt.vconcat(law, residuals.properties(width=WIDTH, height=90), valley)
-        .add_params(*sliders, shown)
+        .add_params(*sliders(knobs), shown)
         .resolve_scale(color="independent")
     )
 

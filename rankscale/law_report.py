@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rankscale import laws
 from rankscale.laws import Points, Trial
+from rankscale.terminal import wrapped
 
 if TYPE_CHECKING:
     import altair as alt
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 LEVEL = 0.9
 FEW_CLUSTERS = 8  # below, resampling them says little
 DRAWN_BEYOND = 3.0  # times the largest x: as far as the figure goes
-TEXT_WIDTH = 100  # characters
 
 
 class _Part(BaseModel):
@@ -112,7 +111,7 @@ class LawReport(_Part):
 
     def text(self) -> str:
         """Head, table, parameters and warnings for a terminal, at most 100 characters wide."""
-        warnings = [_wrapped(f"! {warning}", "  ") for warning in self.warnings]
+        warnings = [wrapped(f"! {warning}", "  ") for warning in self.warnings]
         parts = [self._head(), self._rows(), *map(self._parameters, self.forms), self._foot(), warnings]
         return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -162,8 +161,8 @@ class LawReport(_Part):
         residual = f"ln {self.y}" if self.space == "log" else f"{self.y} over its median size"
         loss = "least absolute deviations" if self.loss == "lad" else f"Huber, delta {self.delta:g}"
         return [
-            _wrapped(f"{self.source}: {self.y} over {' and '.join(self.x)}, {self.n_point} points{of}{groups}"),
-            _wrapped(f"residuals of {residual}; loss: sum of {loss}"),
+            wrapped(f"{self.source}: {self.y} over {' and '.join(self.x)}, {self.n_point} points{of}{groups}"),
+            wrapped(f"residuals of {residual}; loss: sum of {loss}"),
         ]
 
     def _rows(self) -> list[str]:
@@ -188,7 +187,7 @@ class LawReport(_Part):
             interval = f"[{_short(each.low, 'no end')}, {_short(each.high, 'no end')}]"
             by = " by profile" if each.source == "profile" else ""
             lines.append(f"      {each.name:6} {_short(each.value):>10}  {interval}{by}".rstrip())
-        return lines + [_wrapped(f"    ! {remark}", "      ") for remark in form.remarks]
+        return lines + [wrapped(f"    ! {remark}", "      ") for remark in form.remarks]
 
     def _foot(self) -> list[str]:
         row, moved = self.sensitivity
@@ -199,7 +198,7 @@ class LawReport(_Part):
             f"Without {row} the curve of {self.chosen} moves by up to {_short(moved)}: no other point moves it as far.",
         ]
         notes += [f"{name} is left out: {reason}" for name, reason in self.refused.items()]
-        return [_wrapped(note, "  ") for note in notes]
+        return [wrapped(note, "  ") for note in notes]
 
 
 def _short(value: float | None, none: str = "no value") -> str:
@@ -212,10 +211,6 @@ def _r2(value: float | None) -> str:
 
 def _plus(value: float | None) -> str:
     return "" if value is None else f"+{value:.1f}"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, TEXT_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 # --- measuring --------------------------------------------------------------------------------------------

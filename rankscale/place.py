@@ -7,7 +7,6 @@ clips are the same too, which a remark says.
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,9 +23,10 @@ from rankscale.embed import Embedder, load_embeddings
 from rankscale.experiment import Suite, list_tasks, load_suites, logmel_floors, score_all
 from rankscale.probe import PROBES, quality
 from rankscale.records import RunRecord, Scores
-from rankscale.report import TEXT_WIDTH, RankReport
+from rankscale.report import RankReport
 from rankscale.sound.synthetic_tasks import CANDIDATES
 from rankscale.sound.tasks import Task
+from rankscale.terminal import wrapped
 
 if TYPE_CHECKING:
     import altair as alt
@@ -96,10 +96,7 @@ class Placement(_Part):
             numbers = (f"{value:.3f}" for value in (row.q, row.logmel_mean, row.logmel_meanstd))
             above = f"{row.above} of {row.records}" if row.records else "-"
             lines.append(layout.format(row.suite, row.probe, *numbers, above))
-        remarks = [
-            textwrap.fill(f"! {remark}", TEXT_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
-            for remark in self.remarks
-        ]
+        remarks = [wrapped(f"! {remark}", "  ") for remark in self.remarks]
         parts = [self.rank.text(), "\n".join(lines) if self.tasks else "", "\n".join(remarks)]
         return "\n\n".join(part for part in parts if part)
 

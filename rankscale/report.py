@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from rankscale import spectra
 from rankscale.pretrain import COLLAPSED_RANKME
 from rankscale.spectra import DEFAULT_EPS, FEWEST_PER_DIMENSION, PowerLawDecay, Resampled
 from rankscale.spectra.accumulate import check_shape
+from rankscale.terminal import wrapped
 
 if TYPE_CHECKING:
     import altair as alt
 
 LEVEL = 0.95
-TEXT_WIDTH = 100  # characters
 SAMPLED_ROWS = 5000  # numbers that compare all pairs of clips are taken from this many, drawn at random
 ALPHA_PER_DIMENSION = 8  # clips: below, a corrected exponent misses the true one of known spectra by over 1 %
 EMPTY = 1e-6  # share of the largest singular value below which a direction counts as unused
@@ -93,8 +92,8 @@ class RankReport(BaseModel):
 
     def text(self) -> str:
         """Head, table and warnings for a terminal, at most 100 characters wide."""
-        warnings = [_wrapped(f"! {warning}", "  ") for warning in self.warnings]
-        parts = [self._head(), self._rows(), [_wrapped(self._foot())], warnings]
+        warnings = [wrapped(f"! {warning}", "  ") for warning in self.warnings]
+        parts = [self._head(), self._rows(), [wrapped(self._foot())], warnings]
         return "\n\n".join("\n".join(part) for part in parts if part)
 
     def chart(self) -> alt.LayerChart:
@@ -132,8 +131,8 @@ class RankReport(BaseModel):
         some = self.clusters is not None and self.clusters < self.n_clip
         clips = f"{self.n_clip:,} clips" + (f" of {self.clusters:,} recordings" if some else "")
         return [
-            _wrapped(f"{self.source}: N = {clips}, K = {self.dim:,} dimensions, N/K = {self.n_clip / self.dim:.3g}"),
-            _wrapped(f"eps {self.eps:g}; centred: {centring}; pooling: {self.pool}"),
+            wrapped(f"{self.source}: N = {clips}, K = {self.dim:,} dimensions, N/K = {self.n_clip / self.dim:.3g}"),
+            wrapped(f"eps {self.eps:g}; centred: {centring}; pooling: {self.pool}"),
         ]
 
     def _rows(self) -> list[str]:
@@ -170,10 +169,6 @@ def _short(value: float | None) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, TEXT_WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 # --- measuring --------------------------------------------------------------------------------------------

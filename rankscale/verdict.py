@@ -8,9 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from rankscale.arms import arm_of, drawn_means, moved, studies, sweep_table
+from rankscale.arms import (
+    arm_of,
+    draw_again,
+    drawn_means,
+    estimate,
+    label_of,
+    rank_correlation,
+    standardised_ranks,
+    studies,
+    sweep_table,
+)
 from rankscale.axes import CENTRE, DRAWS, LEVEL
 from rankscale.config import RunConfig
 from rankscale.estimands import CommonSlope
@@ -60,8 +69,7 @@ def axis_table(records: Iterable[RunRecord], counted: Collection[str], centre: R
         table = found.runs.assign(
             axis=name,
             cell=[arm_of(config) for config in configs],
-            label=[", ".join(f"{axis} {value:g}" for axis, value in moved(config, centre).items()) or "centre"
-                   for config in configs],
+            label=[label_of(config, centre) for config in configs],
             cluster=[trunk_hash(config) for config in configs],
             epochs=[config.steps * config.batch / config.clips for config in configs],
         )  # fmt: skip
@@ -127,11 +135,11 @@ class Foretold:
 
     def gain(self, law: str, over: str) -> tuple[float, float, float]:
         """Mean squared error by another law less that by this one, and its 95 % interval: above 0, this is better."""
-        return _with_interval(self.squares[over] - self.squares[law])
+        return estimate(self.squares[over] - self.squares[law])
 
     def rho(self, law: str) -> tuple[float, float, float]:
         """Spearman's correlation of predicted and measured, with its 95 % interval."""
-        return _with_interval(_spearman(self.predicted[law], self.measured))
+        return estimate(rank_correlation(*map(standardised_ranks, (self.predicted[law], self.measured))))
 
 
 def foretell(
@@ -157,7 +165,7 @@ def foretell(
     unseen = names.isin(test[cell])
     if unseen.sum() < 3:
         raise ValueError(f"{unseen.sum()} test cell(s): three are needed at least")
-    chosen = _draw_cells(len(means), int(unseen.sum()), seed)
+    chosen = draw_again(len(means), int(unseen.sum()), seed)
     q, drawn = means[:, 0], {}
     for name, own in laws_of.items():
         x = np.stack([np.ones_like(q), *(means[:, columns.index(column)] for column in own)], axis=2)
@@ -167,29 +175,6 @@ def foretell(
         drawn[name] = np.take_along_axis((x[:, unseen] @ plane)[:, :, 0], chosen, axis=1)
     labels = test.groupby(cell)["label"].first()[names[unseen]]
     return Foretold(tuple(labels), np.take_along_axis(q[:, unseen], chosen, axis=1), drawn)
-
-
-def _draw_cells(rows: int, cells: int, seed: int) -> np.ndarray:
-    """Which cells each row takes, (row, cell): the first row all of them once, the others with replacement."""
-    chosen = np.random.default_rng(seed).integers(cells, size=(rows, cells))
-    chosen[0] = np.arange(cells)
-    return chosen
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of each row, (row, cell) -> (row,); NaN where one of them does not vary."""
-    x, y = (stats.rankdata(each, axis=1) for each in (x, y))
-    x, y = (each - each.mean(axis=1, keepdims=True) for each in (x, y))
-    with np.errstate(invalid="ignore"):
-        return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-
-
-def _with_interval(drawn: np.ndarray) -> tuple[float, float, float]:
-    """A statistic, the first of its draws, and the ends of its interval; NaN where there are no others."""
-    if len(drawn) < 2:
-        return float(drawn[0]), float("nan"), float("nan")
-    low, high = np.nanpercentile(drawn[1:], [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    return float(drawn[0]), float(low), float(high)
 
 
 # --- the rule ---------------------------------------------------------------------------------------------

@@ -72,8 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header(shelf.version, shelf.etag)
         self.end_headers()
         end = len(content) if shelf.break_after is None else min(len(content), start + shelf.break_after)
+        shelf.sent += end - start  # first: the test may read it as soon as the last byte is there
         self.wfile.write(content[start:end])
-        shelf.sent += end - start
         self.close_connection = True
 
     def log_message(self, *_):

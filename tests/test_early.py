@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rankscale import early, early_charts
+from rankscale import arms, early, early_charts
 from rankscale.axes import CENTRE
 from rankscale.budget import budget
 from rankscale.pretrain import HistoryPoint, history_steps
@@ -147,9 +147,9 @@ def test_correlations_are_spearmans_over_means():
     means = table.groupby("arm")[["x", "none", "q"]].mean()
     assert found.shape == (201, 2)
     assert found["x", "q"].iloc[0] == pytest.approx(stats.spearmanr(means["x"], means["q"]).statistic)
-    value, low, high = early.estimate(found["x", "q"])
+    value, low, high = arms.estimate(found["x", "q"])
     assert 0 < low < value < high < 1
-    assert np.prod(np.sign(early.estimate(found["none", "q"])[1:])) < 0
+    assert np.prod(np.sign(arms.estimate(found["none", "q"])[1:])) < 0
 
 
 def test_what_both_owe_to_a_third_is_taken_out():
@@ -170,14 +170,14 @@ def test_intervals_that_draw_arms_cover_the_true_correlation():
         x, e = rng.normal(size=(2, 30))
         table = pd.DataFrame({"arm": np.repeat(np.arange(30), 2), "x": np.repeat(x, 2)})
         table["q"] = np.repeat(r * x + np.sqrt(1 - r**2) * e, 2)
-        _, low, high = early.estimate(early.correlations(table, ["x"], ["q"], draws=200).iloc[:, 0])
+        _, low, high = arms.estimate(early.correlations(table, ["x"], ["q"], draws=200).iloc[:, 0])
         hits += low <= 6 / np.pi * np.arcsin(r / 2) <= high
     assert hits >= 88
 
 
 def test_without_a_second_seed_there_is_no_interval():
     found = early.correlations(made(seeds=1), ["x"], ["q"])
-    assert len(found) == 1 and np.isnan(early.estimate(found["x", "q"])[1:]).all()
+    assert len(found) == 1 and np.isnan(arms.estimate(found["x", "q"])[1:]).all()
 
 
 def test_three_arms_cannot_be_ranked():
@@ -195,7 +195,7 @@ def test_a_line_that_holds_everywhere_foretells_to_the_noise():
     assert errors["x"] == pytest.approx(0.1 * np.sqrt(2 / 3), rel=0.25)  # three seeds, luck in both numbers
     assert errors["mean"] == pytest.approx(1, abs=0.2)
     assert errors["x"] < errors["both"] * 1.1 < errors["none"]
-    assert early.estimate(found["mean"] - found["x"])[1] > 0
+    assert arms.estimate(found["mean"] - found["x"])[1] > 0
 
 
 def test_groups_are_foretold_from_the_others_only():

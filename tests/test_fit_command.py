@@ -14,7 +14,8 @@ from test_laws import TRUTHS, make
 
 from rankscale import charts, laws
 from rankscale.cli import main
-from rankscale.law_report import TEXT_WIDTH, LawReport, law_report
+from rankscale.law_report import LawReport, law_report
+from rankscale.terminal import TEXT_WIDTH
 
 FEW = ("power", "log_linear", "saturating")
 

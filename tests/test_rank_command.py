@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from rankscale import charts, spectra
 from rankscale.cli import main
 from rankscale.mae import Encoder, save_encoder
-from rankscale.report import TEXT_WIDTH, RankReport, rank_report
+from rankscale.report import RankReport, rank_report
+from rankscale.terminal import TEXT_WIDTH
 
 MODULE = """
 import torch

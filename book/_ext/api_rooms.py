@@ -16,7 +16,7 @@ import rankscale
 
 # A module may import only from those before it.
 DATA_FLOW = (
-    "config", "storage", "process", "devices", "distributed", "sound.synth", "sound.files", "sound.tasks",
+    "config", "storage", "terminal", "process", "devices", "distributed", "sound.synth", "sound.files", "sound.tasks",
     "sound.datasets", "sound.shards", "sound.synthetic_tasks", "mel", "corpus", "mae", "dasheng", "hear",
     "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "axes",
     "arms", "laws", "estimands", "verdict", "early", "planner", "charts", "axis_charts", "law_charts", "fit_charts",
