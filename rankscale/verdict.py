@@ -82,17 +82,20 @@ def _with_two_cells(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.groupby("axis")["cell"].transform("nunique") > 1].reset_index(drop=True)
 
 
-def best_rates(table: pd.DataFrame, centre: RunConfig = CENTRE, tolerance: float = 0.0) -> dict[int, set[float]]:
+def best_rates(
+    table: pd.DataFrame, centre: RunConfig = CENTRE, tolerance: float = 0.0, of: str = "heldout_loss"
+) -> dict[int, set[float]]:
     """Learning rates by width whose held-out loss is the lowest, or higher by at most `tolerance`.
 
     table: of `arms.sweep_table`; only its runs that differ from the centre in width and rate alone are compared, by
-    means over the seeds that all rates of a width share. tolerance: in units of the loss.
+    means over the seeds that all rates of a width share. tolerance: in units of the loss. of: the column that is to be
+    low.
     """
     same = ["depth", "clips", "steps", "mask_ratio"]
     alike = (table[same] == [getattr(centre, name) for name in same]).all(axis=1)
     found = {}
     for width, part in table[alike].groupby("width"):
-        losses = part.pivot_table("heldout_loss", "seed", "lr").dropna()
+        losses = part.pivot_table(of, "seed", "lr").dropna()
         if losses.empty:
             raise ValueError(f"width {width}: its learning rates share no seed, so their losses cannot be compared")
         mean = losses.mean()

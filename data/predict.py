@@ -1,0 +1,50 @@
+"""Write down what the planner predicts for the runs of a block before they are run.
+
+    python data/predict.py data/sweeps/more.yaml "equal compute" data/predictions/equal-compute.csv
+
+The laws are fitted to the records in data/runs without the cells of that block and without test cells.
+"""
+
+from pathlib import Path
+
+import click
+import numpy as np
+import pandas as pd
+
+from rankscale.arms import arm_of, held_back
+from rankscale.planner import LEVEL, QualityLaw, planning_runs
+from rankscale.records import read_records
+from rankscale.storage import write_atomically
+from rankscale.sweep import plan, read_spec
+
+DATA = Path(__file__).parent
+QUALITIES = ("q_linear_synthetic", "q_mlp_synthetic")
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path, exists=True))
+@click.argument("block")
+@click.argument("out", type=click.Path(path_type=Path))
+def main(spec: Path, block: str, out: Path) -> None:
+    configs = {arm_of(each.config): each.config for each in plan(read_spec(spec))
+               if block in each.blocks and each.config.steps}  # fmt: skip
+    if not configs:
+        raise click.ClickException(f"{spec} has no runs in a block {block!r}")
+    without = held_back(DATA / "sweeps") | set(configs)
+    x = np.array([(each.width, each.steps * each.batch, each.clips) for each in configs.values()]).T
+    parts = []
+    for quality in QUALITIES:
+        runs, rates = planning_runs(read_records(DATA / "runs"), quality, without=without)
+        law = QualityLaw.of_runs(runs, quality)
+        low, high = np.quantile(law.draws(*x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        each = {"arm": list(configs), "encoder": [c.encoder for c in configs.values()],
+                "steps": [c.steps for c in configs.values()], "lr": [c.lr for c in configs.values()],
+                "quality": quality, "predicted": law.predict(*x), "low": low, "high": high, "fitted_runs": len(runs)}  # fmt: skip
+        parts.append(pd.DataFrame(each))
+    table = pd.concat(parts).round(4)
+    write_atomically(out, lambda path: table.to_csv(path, index=False))
+    click.echo(table.to_string())
+
+
+if __name__ == "__main__":
+    main()
