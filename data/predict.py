@@ -34,13 +34,12 @@ def main(spec: Path, block: str, out: Path) -> None:
     x = np.array([(each.width, each.steps * each.batch, each.clips) for each in configs.values()]).T
     parts = []
     for quality in QUALITIES:
-        runs, rates = planning_runs(read_records(DATA / "runs"), quality, without=without)
+        runs, _ = planning_runs(read_records(DATA / "runs"), quality, without=without)
         law = QualityLaw.of_runs(runs, quality)
         low, high = np.quantile(law.draws(*x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        each = {"arm": list(configs), "encoder": [c.encoder for c in configs.values()],
-                "steps": [c.steps for c in configs.values()], "lr": [c.lr for c in configs.values()],
-                "quality": quality, "predicted": law.predict(*x), "low": low, "high": high, "fitted_runs": len(runs)}  # fmt: skip
-        parts.append(pd.DataFrame(each))
+        told = pd.DataFrame([{name: getattr(c, name) for name in ("encoder", "steps", "lr")} for c in configs.values()])
+        told = told.assign(arm=list(configs), quality=quality, predicted=law.predict(*x), low=low, high=high)
+        parts.append(told.assign(fitted_runs=len(runs)))
     table = pd.concat(parts).round(4)
     write_atomically(out, lambda path: table.to_csv(path, index=False))
     click.echo(table.to_string())

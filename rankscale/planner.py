@@ -1,27 +1,30 @@
-"""Planning a run: laws fitted to records, a budget, and the width and the number of steps that they say to train.
+"""Planning a run: laws fitted to records, a budget, and the width and number of steps that they say to train.
 
-The law is 1 - Q = E + A / K^alpha + B / D^beta, the joint form of Hoffmann et al. (2022, approach 3), of width K and the
-clips heard D, where a clip that was heard before counts for less (Muennighoff et al. 2023, eq. 5).
+The law is 1 - Q = E + A / K^alpha + B / D^beta, the joint form of Hoffmann et al. (2022, approach 3), of width K and
+the clips heard D, of which those heard before count for less (Muennighoff et al. 2023, eq. 5). Depth stays the centre's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 from scipy import stats
 
 from rankscale import early, laws
-from rankscale.arms import in_reach, moved, sweep_table
-from rankscale.axes import CENTRE
+from rankscale.arms import held_back, in_reach, moved, sweep_table
+from rankscale.axes import CENTRE, pooled_sd
 from rankscale.budget import budget
 from rankscale.config import RunConfig
 from rankscale.laws.uncertainty import draw_weights, refit
 from rankscale.pretrain import trunk_hash
 from rankscale.records import RunRecord
+from rankscale.terminal import wrapped
 from rankscale.verdict import best_rates
 
 QUALITY = "q_linear_synthetic"
@@ -32,6 +35,7 @@ REPEATS = tuple(np.geomspace(1, 1000, 13))  # values of R* that are tried
 WIDTHS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536)
 FEWEST_STEPS = 250  # in the records: below, a run is in its warm-up
 WATCHED = 0.1  # share of the steps after which RankMe is to be looked at
+FAR = 3.0  # times the largest record: beyond, a plan warns
 
 
 def effective(heard: np.ndarray, unique: np.ndarray, repeats: float) -> np.ndarray:
@@ -107,16 +111,20 @@ class QualityLaw:
         """Q at each point, (n,)."""
         return 1 - self.fit.predict(_x(width, heard, unique, self.repeats[self.best]))
 
-    def draws(self, width: np.ndarray, heard: np.ndarray, unique: np.ndarray, seed: int = 0) -> np.ndarray:
-        """Q of new runs as resamples have it, (draw, n): the law's uncertainty, and the scatter of runs about it."""
+    def draws(
+        self, width: np.ndarray, heard: np.ndarray, unique: np.ndarray, scatter: bool = True, seed: int = 0
+    ) -> np.ndarray:
+        """Q of new runs as resamples have it, (draw, n). scatter: with that of runs about the law, or the law alone."""
         found = np.empty((len(self.of), len(np.atleast_1d(width))))
         for i in np.unique(self.of):
             rows = self.of == i
             x = _x(width, heard, unique, self.repeats[i])
             found[rows] = self.fits[i].problem.predict(self.drawn[rows], x)
+        if not scatter:
+            return 1 - found
         residual, free = -self.fit.residuals(), len(self.fit.points) - self.drawn.shape[1] - 1
-        scatter = np.random.default_rng(seed).choice(residual * np.sqrt(len(residual) / free), (len(found), 1))
-        return 1 - found * np.exp(scatter)
+        noise = np.random.default_rng(seed).choice(residual * np.sqrt(len(residual) / free), (len(found), 1))
+        return 1 - found * np.exp(noise)
 
 
 def _points(table: pd.DataFrame, quality: str, repeats: float) -> laws.Points:
@@ -132,3 +140,290 @@ def _x(width: np.ndarray, heard: np.ndarray, unique: np.ndarray, repeats: float)
 
 def _losses(fit: laws.Fit, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return fit.problem.objective(fit.problem.residuals(theta)[0], weights)
+
+
+@dataclass(frozen=True, eq=False)
+class RankLaw:
+    """ln RankMe during training as a plane in ln width and ln clips heard, for one look at one run.
+
+    plane: (3,) coefficients; inverse: (3, 3) of the normal equations; sd: of one look about the plane; df: runs less 3.
+    """
+
+    plane: np.ndarray
+    inverse: np.ndarray
+    sd: float
+    df: int
+
+    @classmethod
+    def of_records(cls, records: Iterable[RunRecord], hashes: Iterable[str]) -> RankLaw:
+        """Fit it to the histories of these runs, from the end of warm-up to the beginning of decay."""
+        chosen = {each.hash: each for each in records if each.hash in set(hashes)}
+        seen = early.points(chosen.values())
+        configs = [chosen[each].config for each in seen["hash"]]
+        seen = seen.assign(
+            trunk=[trunk_hash(config) for config in configs],
+            width=[config.width for config in configs],
+            heard=[step * config.batch for step, config in zip(seen["step"], configs, strict=True)],
+            warm=[step >= config.warmup_steps for step, config in zip(seen["step"], configs, strict=True)],
+        )
+        seen = seen[seen["warm"] & ~seen["decaying"]].drop_duplicates(["trunk", "step"])
+        x, y = _plane(seen["width"], seen["heard"]), np.log(seen["rankme"].to_numpy())
+        plane = np.linalg.lstsq(x, y, rcond=None)[0]
+        df = seen["trunk"].nunique() - x.shape[1]
+        if df < 1:
+            raise ValueError(f"{df + x.shape[1]} run(s) with a history: a law of early RankMe needs more than three")
+        return cls(plane, np.linalg.inv(x.T @ x) * len(x) / (df + 3), float((y - x @ plane).std(ddof=3)), df)
+
+    def predict(self, width: float, heard: float) -> Expected:
+        """RankMe of one run of this width that has heard so many clips."""
+        x = _plane([width], [heard])[0]
+        half = stats.t.ppf((1 + LEVEL) / 2, self.df) * self.sd * math.sqrt(1 + x @ self.inverse @ x)
+        value = float(x @ self.plane)
+        return Expected(value=math.exp(value), low=math.exp(value - half), high=math.exp(value + half))
+
+
+def _plane(width: Iterable[float], heard: Iterable[float]) -> np.ndarray:
+    return np.column_stack([np.ones(len(width)), np.log(width), np.log(heard)])
+
+
+# --- a plan -----------------------------------------------------------------------------------------------
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Expected(_Part):
+    """A prediction for one new run, with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Option(_Part):
+    """One width that the budget allows.
+
+    steps; lr; heard_h: hours of audio heard, repeats counted; epochs; train_flop; quality; best: in what share of the
+    resampled laws this width comes out first.
+    """
+
+    width: int
+    steps: int
+    lr: float
+    heard_h: float
+    epochs: float
+    train_flop: float
+    quality: Expected
+    best: float
+
+
+class Plan(_Part):
+    """What to train with a budget.
+
+    flop, audio_h: the budget, of training and of different audio (hours). config: what to run. params: of the encoder.
+    chosen: its option, and `options` all of them, narrow to wide. watch: RankMe to expect after `watch_step` steps.
+    hours: of training, where the speed of a device is known. beyond: by what factor the plan exceeds the largest
+    record that the laws were fitted to, by name. remarks: what a reader must know before trusting it.
+    """
+
+    quality: str
+    flop: float
+    audio_h: float
+    config: RunConfig
+    params: int
+    chosen: Option
+    options: tuple[Option, ...]
+    watch_step: int
+    watch: Expected
+    hours: float | None = None
+    cost: float | None = None
+    beyond: dict[str, float]
+    remarks: tuple[str, ...]
+
+    def command(self) -> str:
+        """The line that trains it."""
+        c = self.config
+        return (
+            f"rankscale run --encoder {c.encoder} --steps {c.steps} --lr {c.lr:.3g} --clips {c.clips} "
+            f"--schedule {c.schedule}"
+        )
+
+    def text(self) -> str:
+        """The plan for a terminal, at most 100 characters wide."""
+        c, q, r = self.config, self.chosen.quality, self.watch
+        cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
+        time = "" if self.hours is None else f" in {_hours(self.hours)}{cost}"
+        lines = [
+            f"train     {c.encoder} ({self.params / 1e6:.2f} M parameters) for {c.steps:,} steps of {c.batch} clips at "
+            f"rate {c.lr:.3g}: {self.chosen.train_flop:.2g} FLOP{time}",
+            f"audio     {self.chosen.heard_h:,.1f} h heard, {self.chosen.epochs:.3g} times {self.audio_h:,.4g} h",
+            f"expect    {self.quality} {q.value:.3f} [{q.low:.3f}, {q.high:.3f}]",
+            f"watch     RankMe {r.value:.1f} [{r.low:.1f}, {r.high:.1f}] after {self.watch_step:,} steps",
+            "beyond    " + ", ".join(f"{name} x {_factor(value)}" for name, value in self.beyond.items())
+            + " of the largest record",
+        ]  # fmt: skip
+        rows = ["width   steps       heard (h)   epochs   expected Q             best in"]
+        rows += [
+            f"{each.width:<7} {each.steps:<11,} {each.heard_h:<11,.4g} {each.epochs:<8.3g} "
+            f"{each.quality.value:.3f} [{each.quality.low:.3f}, {each.quality.high:.3f}]   {each.best:.0%}"
+            for each in self.options
+        ]
+        remarks = [wrapped(f"! {remark}", "  ") for remark in self.remarks]
+        parts = [[wrapped(line, " " * 10) for line in lines], rows, remarks, [self.command()]]
+        return "\n\n".join("\n".join(part) for part in parts if part)
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2g}" if value < 100 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Laws fitted to records, ready to be asked. `Planner.of_records` makes it.
+
+    rates: learning rate by width. largest: of the fitted runs, by the names that `Plan.beyond` has. noise: standard
+    deviation of Q over seeds. depths: Q of other depths less that of the centre's depth, at the centre's width.
+    """
+
+    quality: str
+    law: QualityLaw
+    ranks: RankLaw
+    rates: Mapping[int, float]
+    largest: Mapping[str, float]
+    noise: float
+    depths: Mapping[int, float]
+    centre: RunConfig
+
+    @classmethod
+    def of_records(
+        cls,
+        records: Iterable[RunRecord],
+        quality: str = QUALITY,
+        centre: RunConfig = CENTRE,
+        without: Iterable[str] = (),
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> Planner:
+        """Fit the laws. quality: a column q_PROBE_SUITE; without: arms that are left out; draws, seed: of resamples."""
+        records = list(records)
+        runs, rates = planning_runs(records, quality, centre, without)
+        return cls(
+            quality,
+            QualityLaw.of_runs(runs, quality, draws, seed),
+            RankLaw.of_records(records, runs["hash"]),
+            rates,
+            {name: float(runs[of].max()) for name, of in _SIZES.items()},
+            pooled_sd(runs, quality, "arm")[0],
+            depth_effects(records, quality, centre, without),
+            centre,
+        )
+
+    def rate(self, width: int) -> float:
+        """The best rate of the nearest width in the records; beyond the widest it falls as 1 / width (Yang et al. 2022)."""
+        nearest = min(self.rates, key=lambda known: abs(math.log(known / width)))
+        return self.rates[nearest] * min(1.0, max(self.rates) / width)
+
+    def config(self, width: int, steps: int, clips: int) -> RunConfig:
+        encoder = f"en{width}-{self.centre.depth}"
+        return self.centre.replace(encoder=encoder, steps=steps, clips=clips, lr=self.rate(width))
+
+    def options(self, flop: float, audio_h: float, widths: Iterable[int] = WIDTHS) -> tuple[Option, ...]:
+        """What each width would give if the whole budget went into it; widths with too few steps are left out.
+
+        flop: of the whole training. audio_h: hours of different clips. Raises ValueError where no width is left.
+        """
+        clips = self._clips(audio_h)
+        shapes = [self.config(width, 1, clips) for width in widths]
+        steps = {each.width: int(flop / budget(each).train_flop) for each in shapes}
+        configs = [self.config(width, n, clips) for width, n in steps.items() if n >= FEWEST_STEPS]
+        if not configs:
+            least = FEWEST_STEPS * min(budget(each).train_flop for each in shapes)
+            raise ValueError(
+                f"{flop:.2g} FLOP are too few: {FEWEST_STEPS} steps of the narrowest encoder take {least:.2g}"
+            )
+        x = [np.array(each) for each in zip(*((c.width, c.steps * c.batch, c.clips) for c in configs), strict=True)]
+        value, law = self.law.predict(*x), self.law.draws(*x, scatter=False)
+        low, high = np.quantile(self.law.draws(*x), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        wins = np.bincount(law.argmax(axis=1), minlength=len(configs)) / len(law)
+        return tuple(
+            Option(
+                width=each.width, steps=each.steps, lr=each.lr, heard_h=budget(each).seen_audio_h,
+                epochs=each.steps * each.batch / clips, train_flop=budget(each).train_flop,
+                quality=Expected(value=value[i], low=low[i], high=high[i]), best=wins[i],
+            )
+            for i, each in enumerate(configs)
+        )  # fmt: skip
+
+    def plan(self, flop: float, audio_h: float, widths: Iterable[int] = WIDTHS) -> Plan:
+        """The width with the highest predicted quality, and what to expect of it. Arguments as in `options`."""
+        options = self.options(flop, audio_h, widths)
+        chosen = max(options, key=lambda each: each.quality.value)
+        config = self.config(chosen.width, chosen.steps, self._clips(audio_h))
+        watch_step = max(config.warmup_steps, round(WATCHED * config.steps))
+        beyond = {name: value / self.largest[name] for name, value in _sizes(config).items()}
+        return Plan(
+            quality=self.quality, flop=flop, audio_h=audio_h, config=config, params=budget(config).encoder_params,
+            chosen=chosen, options=options, watch_step=watch_step,
+            watch=self.ranks.predict(config.width, watch_step * config.batch), beyond=beyond,
+            remarks=tuple(self._remarks(options, chosen, beyond)),
+        )  # fmt: skip
+
+    def ceiling(self, audio_h: float) -> float:
+        """The Q that the law gives to ever wider encoders, trained for ever longer on so many hours."""
+        parameters, repeats = self.law.fit.parameters, self.law.repeats[self.law.best]
+        heard = self._clips(audio_h) * (1 + repeats)
+        return 1 - parameters["E"] - parameters["B"] / heard ** parameters["beta"]
+
+    def _clips(self, audio_h: float) -> int:
+        clips = int(audio_h * 3600 / self.centre.clip_s)
+        if clips < self.centre.batch:
+            raise ValueError(f"{audio_h:g} h of audio are {clips} clips of {self.centre.clip_s:g} s: less than a batch")
+        return clips
+
+    def _remarks(self, options: tuple[Option, ...], chosen: Option, beyond: Mapping[str, float]) -> Iterable[str]:
+        if far := {name: factor for name, factor in beyond.items() if factor > FAR}:
+            yield (
+                f"extrapolates {_factor(max(far.values()))} times beyond the largest record (in {max(far, key=far.get)}): "
+                "intervals hold only if the law does, and nothing here has shown that it does so far out"
+            )
+        if chosen.width in (options[0].width, options[-1].width) and len(options) > 1:
+            side = "narrowest" if chosen is options[0] else "widest"
+            yield f"the {side} encoder that was considered comes out best: the best one may lie beyond"
+        near = [each.width for each in options if chosen.quality.value - each.quality.value < self.noise]
+        if len(near) > 1:
+            yield f"widths {min(near)} to {max(near)} are predicted within one standard deviation of seeds ({self.noise:.3f})"
+        yield from self.law.fit.remarks
+
+
+_SIZES = {"width": "width", "clips heard": "heard", "different clips": "clips", "compute": "train_flop"}
+
+
+def _sizes(config: RunConfig) -> dict[str, float]:
+    sizes = (config.width, config.steps * config.batch, config.clips, budget(config).train_flop)
+    return dict(zip(_SIZES, map(float, sizes), strict=True))
+
+
+def depth_effects(
+    records: Iterable[RunRecord], quality: str = QUALITY, centre: RunConfig = CENTRE, without: Iterable[str] = ()
+) -> dict[int, float]:
+    """Mean Q of every other depth less that of the centre's, everything else as in the centre: why depth stays."""
+    kept = [
+        each for each in records if in_reach(each.config, centre) and moved(each.config, centre).keys() <= {"depth"}
+    ]
+    means = sweep_table(kept, centre, frozenset(without)).groupby("depth")[quality].mean()
+    return {int(depth): float(q - means[centre.depth]) for depth, q in means.items() if depth != centre.depth}
+
+
+def default_records(folder: Path) -> tuple[list[RunRecord], frozenset[str]]:
+    """Published records under `folder` (data/), and the arms in them that no fit may use."""
+    from rankscale.records import read_records
+
+    return read_records(folder / "runs"), held_back(folder / "sweeps")
