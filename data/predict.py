@@ -40,7 +40,7 @@ def main(spec: Path, block: str, out: Path) -> None:
         told = pd.DataFrame([{name: getattr(c, name) for name in ("encoder", "steps", "lr")} for c in configs.values()])
         told = told.assign(arm=list(configs), quality=quality, predicted=law.predict(*x), low=low, high=high)
         parts.append(told.assign(fitted_runs=len(runs)))
-    table = pd.concat(parts, ignore_index=True).round({name: 4 for name in ("predicted", "low", "high")})
+    table = pd.concat(parts, ignore_index=True).round(dict.fromkeys(("predicted", "low", "high"), 4))
     write_atomically(out, lambda path: table.to_csv(path, index=False))
     click.echo(table.to_string())
 
