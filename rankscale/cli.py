@@ -559,6 +559,47 @@ def _fit_table(
         raise ValueError(f"{file}: {error}") from error
 
 
+@main.command()
+@click.option("--gpu-hours", "--hours", "hours", type=click.FloatRange(0, min_open=True), help="of training")
+@click.option("--device", metavar="NAME", help="h200, h100, a100; or cpu, cuda, auto: this machine, timed now")
+@click.option("--utilisation", type=click.FloatRange(0, 1, min_open=True), default=0.3, show_default=True,
+              help="share of a GPU's data sheet that training reaches: an assumption")  # fmt: skip
+@click.option("--flop", type=click.FloatRange(0, min_open=True), help="of training, instead of hours on a device")
+@click.option("--audio-hours", required=True, type=click.FloatRange(0, min_open=True), help="of different audio")
+@click.option("--price", type=click.FloatRange(0), help="of an hour of the device, in any currency")
+@click.option("--quality", default="q_linear_synthetic", show_default=True, help="what is predicted: q_PROBE_SUITE")
+@click.option(
+    "--data", "folder", metavar="DIR", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="with runs/ and sweeps/  [default: data of the checkout]",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there")
+@click.option("--plot", metavar="HTML", type=click.Path(path_type=Path), help="draw the widths that the budget allows")
+def plan(
+    hours: float | None, device: str | None, utilisation: float, flop: float | None, audio_hours: float,
+    price: float | None, quality: str, folder: Path | None, as_json: bool, plot: Path | None,
+) -> None:  # fmt: skip
+    """Plan a run: which width and how many steps a budget should go into, and what to expect.
+
+    A law of quality over width and clips heard is fitted to the published records (some seconds). Given are the
+    configuration with the highest predicted quality, its interval, the RankMe to see after a tenth of the training,
+    time and cost, and how far all this lies beyond the largest record. Chapter 17 shows how such plans came out.
+    """
+    if (flop is None) == (hours is None) or (hours is None) != (device is None):
+        raise click.UsageError("give --gpu-hours and --device together, or --flop")
+    if price is not None and hours is None:
+        raise click.UsageError("--price is of an hour: give --gpu-hours and --device")
+    from rankscale import planner
+
+    machine = planner.Machine.named(device, utilisation) if device else None
+    found, without = planner.default_records(folder or Path(__file__).parents[1] / "data")
+    ready = planner.Planner.of_records(found, quality, without=without)
+    made = ready.plan(machine.allows(hours) if machine else flop, audio_hours, machine=machine, price=price)
+    click.echo(made.to_json() if as_json else made.text())
+    if plot:
+        made.save_page(plot)
+        click.echo(f"plot: {_short(plot.resolve())}", err=as_json)
+
+
 def _explain(error: ValueError) -> str:
     """What is wrong with which setting, without pydantic's own layout."""
     if not isinstance(error, ValidationError):

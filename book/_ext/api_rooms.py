@@ -20,7 +20,8 @@ DATA_FLOW = (
     "sound.datasets", "sound.shards", "sound.synthetic_tasks", "mel", "corpus", "mae", "dasheng", "hear",
     "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "axes",
     "arms", "laws", "estimands", "verdict", "early", "planner", "charts", "axis_charts", "law_charts", "fit_charts",
-    "early_charts", "report", "law_report", "place", "hear_eval", "widgets", "chapters", "data_commands", "cli",
+    "early_charts", "plan_charts", "report", "law_report", "place", "hear_eval", "widgets", "chapters",
+    "data_commands", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
 
