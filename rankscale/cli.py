@@ -23,6 +23,7 @@ COMPILE_HELP = "train through torch.compile: the same run up to rounding, faster
 
 if TYPE_CHECKING:
     from rankscale.embed import Embedder
+    from rankscale.law_report import LawReport
     from rankscale.report import RankReport
 
 
@@ -439,6 +440,67 @@ def export_dasheng(checkpoint: Path, out: Path) -> None:
     encoder = dasheng.read_encoder(checkpoint)
     written = dasheng.write_dasheng(encoder, out)
     click.echo(f"{dasheng.describe(encoder)}\nwritten: {_short(written.resolve())}")
+
+
+@main.command()
+@click.argument("table", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--x", metavar="COL", help="the variable of a law of one variable, or the rank of rank_width")
+@click.option("--y", metavar="COL", required=True, help="what the law predicts: quality, or a loss")
+@click.option("--n", metavar="COL", help="model size, for --form joint")
+@click.option("--d", metavar="COL", help="amount of data, for --form joint")
+@click.option("--k", metavar="COL", help="width, for --form rank_width")
+@click.option("--form", default="auto", show_default=True, metavar="NAME", help="auto tries all of one variable")
+@click.option("--group", metavar="COL", help="leave its values out in turn, for example the axis a run varies")
+@click.option("--cluster", "clusters", multiple=True, metavar="COL", help="resample rows of one value together; "
+              "given twice, the second one within the first")  # fmt: skip
+@click.option("--space", type=click.Choice(["log", "linear"]), default="log", show_default=True, help="of residuals")
+@click.option("--loss", type=click.Choice(["huber", "lad"]), default="huber", show_default=True,
+              help="lad: least absolute deviations")  # fmt: skip
+@click.option("--delta", default=1e-3, show_default=True, help="where Huber's loss turns from square to absolute")
+@click.option("--draws", type=click.IntRange(100), default=1000, show_default=True, help="resamples for the intervals")
+@click.option("--seed", default=0, show_default=True, help="of the resamples")
+@click.option("--json", "as_json", is_flag=True, help="JSON on stdout, and nothing else there")
+@click.option("--plot", metavar="HTML", type=click.Path(path_type=Path), help="draw points and law, as one file")
+def fit(table: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """Fit laws to the runs in TABLE, a CSV file with a header, and judge them by what they foretell.
+
+    Forms of one variable: power, log_linear, saturating, shifted_power, exponential, sigmoid, bnsl1, bnsl2 (power laws
+    with one and two breaks). Of two: joint, E + A / N^alpha + B / D^beta, with --n and --d; rank_width, a ceiling less
+    a power of rank times a power of width, with --x and --k. A form is judged on the larger runs, predicted from the
+    smaller ones, and on each group, predicted from the others.
+    """
+    report = _fit_table(table, **options)
+    click.echo(report.to_json() if as_json else report.text())
+    if plot:
+        report.save_plot(plot)
+        click.echo(f"plot: {_short(plot.resolve())}", err=as_json)
+
+
+def _fit_table(
+    file: Path, form: str, y: str, group: str | None, clusters: tuple[str, ...], x: str | None, n: str | None,
+    d: str | None, k: str | None, **how: Any,
+) -> LawReport:  # fmt: skip
+    import pandas as pd
+
+    from rankscale.law_report import law_report
+    from rankscale.laws import ONE_VARIABLE, find_form, read_points
+
+    forms = ONE_VARIABLE if form == "auto" else (find_form(form),)
+    columns = {"x": x, "r": x, "n": n, "d": d, "k": k}
+    wanted = {variable: "x" if variable == "r" else variable for variable in forms[0].variables}
+    if missing := [f"--{option}" for variable, option in wanted.items() if not columns[variable]]:
+        raise click.UsageError(f"--form {form} needs {' and '.join(missing)}")
+    if extra := [
+        f"--{o}" for o, value in (("x", x), ("n", n), ("d", d), ("k", k)) if value and o not in wanted.values()
+    ]:
+        raise click.UsageError(f"--form {form} has no use for {' and '.join(extra)}")
+    try:
+        table = pd.read_csv(file)
+        table.index = pd.RangeIndex(2, len(table) + 2, name="line")  # as an editor counts, the header being line 1
+        points = read_points(table, [columns[variable] for variable in forms[0].variables], y, group, clusters)
+        return law_report(points, forms, file.name, **how)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _explain(error: ValueError) -> str:
