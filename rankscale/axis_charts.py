@@ -458,7 +458,7 @@ def families_chart(table: pd.DataFrame, name: str = "families") -> alt.LayerChar
 KIND_SHAPES = ("square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
 
 
-def _kind_scales(table: pd.DataFrame) -> tuple[alt.Scale, alt.Scale]:
+def kind_scales(table: pd.DataFrame) -> tuple[alt.Scale, alt.Scale]:
     """Colours and shapes of the kinds in a table, the centre a grey circle; after the last they begin again."""
     kinds = _kinds_in(table)
     colours, shapes = (list(islice(cycle(each), len(kinds))) for each in (CATEGORY_COLOURS, KIND_SHAPES))
@@ -480,7 +480,7 @@ def star_chart(table: pd.DataFrame, name: str = "star") -> alt.LayerChart:
     menu = _menu(measures, f"{name}_measure")
     x = alt.X("rankme:Q", title="RankMe (directions)", scale=alt.Scale(zero=False, padding=24))
     y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=18))
-    look, (colours, shapes) = alt.Legend(title=None, columns=4, symbolOpacity=1), _kind_scales(table)
+    look, (colours, shapes) = alt.Legend(title=None, columns=4, symbolOpacity=1), kind_scales(table)
     colour, shape = alt.Color("label:N", scale=colours, legend=look), alt.Shape("label:N", scale=shapes, legend=look)
     means = points.groupby("label", as_index=False, sort=False).mean().assign(end=1)
     middle = means[means["label"] == MIDDLE].drop(columns=["label", "end"])
@@ -520,7 +520,7 @@ def _difference_panel(
     means = against_centre(table, columns)
     x = alt.X("low:Q", title=f"change of {title}", scale=alt.Scale(padding=10)).axis(tickCount=5)
     y = alt.Y("label:N", title=None, sort=_kinds_in(table)).axis(labelLimit=160)
-    colour = alt.Color("label:N", scale=_kind_scales(table)[0], legend=None)
+    colour = alt.Color("label:N", scale=kind_scales(table)[0], legend=None)
 
     def only(rows: pd.DataFrame) -> alt.Chart:
         base = alt.Chart(_near(rows))

@@ -7,7 +7,7 @@ import pytest
 import vl_convert
 from scipy import stats
 
-from rankscale import arms, axes, axis_charts
+from rankscale import arms, axes, axis_charts, charts
 from rankscale.axes import CENTRE, LIVE
 from rankscale.chapters import find_root
 from rankscale.records import read_records
@@ -196,3 +196,10 @@ def test_the_band_spans_the_centres_seeds(table):
     (band,) = [row for row in bands if row["measure"] == "RankMe"]
     assert (band["low"], band["high"]) == pytest.approx((own.min() - own.mean(), own.max() - own.mean()), rel=1e-3)
     assert len(bands) == 1 + sum(name.startswith("q_") for name in table)
+
+
+def test_the_centre_is_grey_and_every_kind_has_a_colour_of_its_own(table):
+    colours, _ = axis_charts.kind_scales(table)
+    found = dict(zip(colours.domain, colours.range, strict=True))
+    assert found.keys() == set(table["label"]) and found["centre"] == charts.INK
+    assert len(set(found.values())) == len(found)
