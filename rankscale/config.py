@@ -74,6 +74,9 @@ class RunConfig(BaseModel):
     decay: Fraction = 0.2  # share of the steps, of "branch": the rate falls to zero
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bf16"] = "float32"
+    log_det: float = (
+        0.0  # weight of `mae.log_det` in training: above 0 embeddings are spread out, below pressed together
+    )
     seed: int = 0  # initialisation, data order and masks
     # measurement
     pool: Literal["mean", "meanstd"] = "mean"  # over time
@@ -140,7 +143,8 @@ class RunConfig(BaseModel):
     def untrained(self) -> RunConfig:
         """The run with the same encoder and measurements and no training: the floor that training must beat."""
         training = ("decoder_width", "decoder_depth", "mask_ratio", "mask_group", "batch", "lr", "weight_decay",
-                    "schedule", "warmup", "warmup_steps", "decay", "grad_clip", "precision", "checkpoints")  # fmt: skip
+                    "schedule", "warmup", "warmup_steps", "decay", "grad_clip", "precision", "log_det",
+                    "checkpoints")  # fmt: skip
         defaults = {name: type(self).model_fields[name].default for name in training}
         return self.replace(steps=0, **defaults)
 

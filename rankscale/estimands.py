@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -288,7 +287,7 @@ def straighten(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(log_r=linear * every + square * every**2)
 
 
-# --- prediction, correlation, shares ----------------------------------------------------------------------
+# --- prediction, shares ------------------------------------------------------------------------------------
 
 
 def leave_one_axis_out(
@@ -348,59 +347,6 @@ def _squares(predicted: np.ndarray, cells: pd.DataFrame) -> float:
     return float(((predicted - cells["log_q"].to_numpy()) ** 2).sum())
 
 
-@dataclass(frozen=True)
-class Partial:
-    """Rank correlations over cells. rho: as it is. partial: given another column, with its interval; p: two-sided."""
-
-    rho: float
-    partial: float
-    low: float
-    high: float
-    p: float
-    cells: int
-    strata: int  # that hold two cells or more
-
-
-def partial_spearman(
-    table: pd.DataFrame, x: str = "log_r", y: str = "log_q", given: str = "log_k", draws: int = DRAWS, seed: int = 0,
-    level: float = 0.95,
-) -> Partial:  # fmt: skip
-    """Spearman's correlation of x and y over cell means, with what both share with `given` taken out of their ranks.
-
-    p: how often x does as well after a shuffle among cells of equal `given`. low, high: percentiles when seeds are
-    resampled within cells. Raises ValueError where no two cells are equal in `given`.
-    """
-    runs = _check(table, [x, y, given], ("cell", "seed")).drop_duplicates(["cell", "seed"]).reset_index(drop=True)
-    member, names = pd.factorize(runs["cell"])
-    values = runs[[x, y, given]].to_numpy(dtype=np.float64).T
-    share = np.eye(len(names))[member]
-    means = values @ share / share.sum(axis=0)
-    strata = np.unique(means[2].round(9), return_inverse=True)[1]
-    if np.bincount(strata).max() < 2:
-        raise ValueError(f"no two cells are equal in {given}: nothing can be shuffled")
-    rng = np.random.default_rng(seed)
-    order = np.argsort(strata, kind="stable")
-    shuffled = np.lexsort((rng.random((draws, len(names))), np.broadcast_to(strata, (draws, len(names)))), axis=1)
-    null = np.empty((draws, len(names)))
-    null[:, order] = means[0][shuffled]
-    found = float(_partial(*means[:, None])[0])
-    p = (1 + (np.abs(_partial(null, means[1:2], means[2:3])) >= abs(found) - 1e-12).sum()) / (1 + draws)
-    weights = laws.draw_weights(len(runs), strata=member, draws=draws, seed=seed)
-    resampled = [(weights * column) @ share / (weights @ share) for column in values]
-    low, high = np.quantile(_partial(*resampled), [(1 - level) / 2, (1 + level) / 2])
-    rho = float(stats.spearmanr(means[0], means[1]).statistic)
-    return Partial(rho, found, float(low), float(high), float(p), len(names), int((np.bincount(strata) > 1).sum()))
-
-
-def _partial(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> np.ndarray:
-    """Partial correlation of ranks along the last axis: (draw, cell) -> (draw,)."""
-    ranks = [stats.rankdata(part, axis=1) for part in (x, y, given)]
-    x, y, given = (part - part.mean(axis=1, keepdims=True) for part in ranks)
-    size = np.maximum((given**2).sum(axis=1, keepdims=True), 1e-300)
-    x, y = (part - given * (part * given).sum(axis=1, keepdims=True) / size for part in (x, y))
-    return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-
-
 def variance_shares(table: pd.DataFrame, rank: str = "log_r", quality: str = "log_q") -> pd.Series:
     """What the variance of quality over runs goes with: shares that add up to 1.
 
@@ -441,71 +387,3 @@ def _explained(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Sum of squares that the columns of x account for, and their rank."""
     fitted = x @ np.linalg.lstsq(x, y, rcond=1e-9)[0]
     return np.array([fitted @ fitted, np.linalg.matrix_rank(x, rtol=1e-9)])
-
-
-# --- choosing an encoder ----------------------------------------------------------------------------------
-
-
-def regret(
-    table: pd.DataFrame,
-    rules: Mapping[str, tuple[str, Literal["highest", "lowest"]]],
-    quality: str = "q",
-    compute: str = "train_flop",
-    factor: float = 1.25,
-    draws: int = DRAWS,
-    seed: int = 0,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """What it costs to choose by a rule: the quality of the best cell of equal compute less that of the chosen one.
-
-    table: one row a run: cell, seed, `quality`, `compute`, and the columns of the rules. rules: name -> (column,
-    whether its highest or lowest value wins), judged on means over seeds; ties share their mean quality. Cells are of
-    equal compute that lie within `factor` of the cheapest of their group; groups are built from the cheapest cell up,
-    and those of one cell count for nothing.
-    Returns one row a rule, and "at random": regret (mean over groups), low, high (seeds resampled within cells), hits
-    (share of groups whose best cell was chosen), groups. The best is best by measurement: noise alone makes some
-    regret.
-    Raises ValueError where no two cells are of equal compute.
-    """
-    columns = [quality, compute, *(column for column, _ in rules.values())]
-    runs = _check(table, columns, ("cell", "seed")).drop_duplicates(["cell", "seed"]).reset_index(drop=True)
-    member, names = pd.factorize(runs["cell"])
-    share = np.eye(len(names))[member]
-    weights = np.vstack([np.ones(len(runs)), _seed_weights(member, draws, seed)])
-
-    def means(column: str) -> np.ndarray:
-        return (weights * runs[column].to_numpy(dtype=np.float64)) @ share / (weights @ share)
-
-    cost, q = means(compute)[0], means(quality)
-    groups = [group for group in _equal_compute(cost, factor) if len(group) > 1]
-    if not groups:
-        raise ValueError(f"no two cells are within a factor of {factor} in {compute}")
-    rows = []
-    for name, (column, wanted) in {**rules, "at random": (quality, None)}.items():
-        value = 0 * q if wanted is None else means(column) * (1 if wanted == "highest" else -1)
-        lost = np.array([_lost(q[:, group], value[:, group]) for group in groups])  # (group, draw)
-        low, high = np.quantile(lost[:, 1:].mean(axis=0), [(1 - level) / 2, (1 + level) / 2])
-        hits = float((lost[:, 0] < 1e-12).mean())
-        rows.append(
-            {"rule": name, "regret": lost[:, 0].mean(), "low": low, "high": high, "hits": hits, "groups": len(groups)}
-        )
-    return pd.DataFrame(rows)
-
-
-def _seed_weights(member: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    return laws.draw_weights(len(member), strata=member, draws=draws, seed=seed)
-
-
-def _equal_compute(cost: np.ndarray, factor: float) -> list[np.ndarray]:
-    groups: list[list[int]] = []
-    for cell in np.argsort(cost, kind="stable"):
-        if not groups or cost[cell] > factor * cost[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(int(cell))
-    return [np.array(group) for group in groups]
-
-
-def _lost(q: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Best quality less that of the cells with the highest value: (draw, cell) -> (draw,)."""
-    chosen = value >= value.max(axis=1, keepdims=True)
-    return q.max(axis=1) - (q * chosen).sum(axis=1) / chosen.sum(axis=1)

@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, rounded
+from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, rounded
 
 
 def law_chart(
@@ -71,3 +71,28 @@ def agreement_chart(points: pd.DataFrame, heldout: pd.DataFrame, y: str, title: 
         filled.encode(x=x, y="fitted:Q", tooltip=["row:N", "y:Q", "fitted:Q"]),
         hollow.encode(x=x, y="predicted:Q", tooltip=["y:Q", "predicted:Q"]),
     ).properties(title=title)
+
+
+def slopes_chart(cells: pd.DataFrame, lines: pd.DataFrame, y: str = "quality Q", name: str = "slopes") -> alt.LayerChart:
+    """Cells along each axis, and the slope of each: do all lines lie on one? Both scales are logarithmic.
+
+    cells: columns axis, label, rank, quality. lines: axis, rank, quality, the ends of each; that of the axis "all axes"
+    is the common slope, dashed. A click in the legend brings out an axis.
+    """
+    present = [axis for axis in AXIS_COLOURS if axis in set(cells["axis"])]
+    looks = [alt.Scale(domain=present, range=[kind[axis] for axis in present]) for kind in (AXIS_COLOURS, AXIS_SHAPES)]
+    legend = alt.Legend(title=None, columns=4, symbolOpacity=1)
+    colour, shape = (
+        kind("axis:N", scale=look, legend=legend) for kind, look in zip((alt.Color, alt.Shape), looks, strict=True)
+    )
+    scale = alt.Scale(type="log", nice=False, padding=14)
+    at = {"x": alt.X("rank:Q", title="RankMe (directions)", scale=scale), "y": alt.Y("quality:Q", title=y, scale=scale)}
+    chosen = alt.selection_point(fields=["axis"], bind="legend", name=f"{name}_axis")
+    clear = alt.when(chosen).then(alt.value(0.9)).otherwise(alt.value(0.12))
+    numbers = {column: rounded(cells[column].to_numpy(), 4) for column in ("rank", "quality")}
+    dots = alt.Chart(cells.assign(**numbers)).mark_point(size=60, filled=True)
+    dots = dots.encode(**at, color=colour, shape=shape, opacity=clear, tooltip=["axis", "label", "rank", "quality"])
+    common = lines["axis"] == "all axes"
+    own = alt.Chart(lines[~common]).mark_line(strokeWidth=2).encode(**at, color=colour, opacity=clear)
+    dashed = alt.Chart(lines[common]).mark_line(color=INK, strokeDash=[6, 4], strokeWidth=2.5).encode(**at)
+    return alt.layer(dashed, own, dots.add_params(chosen)).properties(width=WIDTH, height=320)

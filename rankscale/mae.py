@@ -370,10 +370,28 @@ def normalise_patches(patches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class MAEOutput(NamedTuple):
-    """loss: a scalar in float32. mask: (batch, token) bool, True where the patch was hidden."""
+    """loss: a scalar in float32. mask: (batch, token) bool, True where the patch was hidden.
+
+    pooled: (batch, width) the encoder's output, mean over the tokens it saw.
+    """
 
     loss: Tensor
     mask: Tensor
+    pooled: Tensor
+
+
+def log_det(z: Tensor) -> Tensor:
+    """How evenly embeddings fill their dimensions: ln det(C / c + 0.01 I) / dim, a scalar in float32.
+
+    z: (clip, dim). C: its covariance; c: the mean of that one's diagonal, so that the size of z does not count. At most
+    ln 1.01, for directions of equal variance; ln 0.01 is the limit for a single one. Its gradient moves the effective
+    rank without a change of architecture, data or rate: an intervention on the rank itself.
+    """
+    centred = z.float() - z.float().mean(dim=0)
+    covariance = centred.T @ centred
+    dim = covariance.shape[0]
+    scaled = covariance * (dim / covariance.diagonal().sum().clamp_min(1e-12))
+    return torch.linalg.slogdet(scaled + 0.01 * torch.eye(dim, device=z.device)).logabsdet / dim
 
 
 class Reconstruction(NamedTuple):
@@ -432,9 +450,10 @@ class MAE(nn.Module):
         noise = self.mask_noise(len(mel), generator) if noise is None else noise
         kept, masked = split_tokens(noise.to(mel.device), patches.shape[1], self.mask_group, self.mask_ratio)
 
-        prediction = self._predict(patches, kept, masked)
+        latent = self._encode(patches, kept)
+        prediction = self.decoder(latent, kept, masked)
         target, _, _ = normalise_patches(take(patches, masked).float())
-        return MAEOutput(F.mse_loss(prediction.float(), target), _as_mask(kept, masked))
+        return MAEOutput(F.mse_loss(prediction.float(), target), _as_mask(kept, masked), latent.mean(dim=1))
 
     @torch.no_grad()
     def reconstruct(self, mel: Tensor, mask: Tensor) -> Reconstruction:
@@ -456,7 +475,7 @@ class MAE(nn.Module):
         kept, masked = order.tensor_split([mask.shape[1] - int(counts[0])], dim=1)
 
         _, mean, std = normalise_patches(take(patches, masked))
-        predicted = self._predict(patches, kept, masked).float() * std + mean
+        predicted = self.decoder(self._encode(patches, kept), kept, masked).float() * std + mean
         filled = patches.scatter(1, masked[:, :, None].expand_as(predicted), predicted)
         return Reconstruction(unpatchify(filled, self.encoder.spec.patch_frames), mask)
 
@@ -466,10 +485,8 @@ class MAE(nn.Module):
             raise ValueError(f"mel of shape {tuple(mel.shape)}: give (batch, {BANDS}, {spec.target_frames})")
         return patchify(mel, spec.patch_frames)
 
-    def _predict(self, patches: Tensor, kept: Tensor, masked: Tensor) -> Tensor:
-        x = self.encoder.embed(take(patches, kept), kept)  # (batch, n_kept, width)
-        latent = self.encoder.encode(x)[-1]
-        return self.decoder(latent, kept, masked)  # (batch, n_masked, band * patch_frames)
+    def _encode(self, patches: Tensor, kept: Tensor) -> Tensor:
+        return self.encoder.encode(self.encoder.embed(take(patches, kept), kept))[-1]  # (batch, n_kept, width)
 
 
 def _as_mask(kept: Tensor, masked: Tensor) -> Tensor:

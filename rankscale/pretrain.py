@@ -31,7 +31,7 @@ from rankscale.config import RunConfig
 from rankscale.corpus import Corpus, ReadAhead
 from rankscale.distributed import ALONE, Team
 from rankscale.embed import embed_all, encoder_embedding
-from rankscale.mae import MAE, decay_groups
+from rankscale.mae import MAE, decay_groups, log_det
 from rankscale.spectra import rankme, spectrum
 from rankscale.storage import write_atomically
 
@@ -187,10 +187,12 @@ def pretrain(
     workdir: where the checkpoint lives; a killed run loses at most `save_every_s` seconds. trunks: where runs with
     schedule "branch" leave and look for their common beginning; the result is the same without it. team: processes
     that share the run; each calls this function, with folders that all of them see. compiled: see `Learner.of`.
-    Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration, and
-    where a batch has fewer clips than the team has processes.
+    Divergence and collapse are results, not errors. Raises ValueError for a checkpoint of another configuration,
+    where a batch has fewer clips than the team has processes, and for `log_det` in a team.
     """
     team.part(config.batch)  # a batch that cannot be shared is refused before anything is done
+    if config.log_det and team.size > 1:
+        raise ValueError("log_det needs the covariance of the whole batch: train this run in one process")
     device = pick_device(device)
     model = initial_model(config, corpus).to(device)
     optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.95), fused=True)
@@ -276,9 +278,10 @@ def train_step(config: RunConfig, corpus: Corpus | ReadAhead, learner: Learner, 
     mel = corpus.batch(state.step, config.batch, config.seed, part, device)
     noise = model.mask_noise(config.batch, mask_generator(config.seed, state.step))[part]  # of the whole batch
     with _autocast(config, device):
-        loss = team.weigh(learner.forward(mel, noise=noise).loss, config.batch)
+        output = learner.forward(mel, noise=noise)
+        loss = team.weigh(output.loss, config.batch)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    (loss - config.log_det * log_det(output.pooled) if config.log_det else loss).backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     value, norm = float(team.mean(loss)), float(norm)
     if not (math.isfinite(value) and math.isfinite(norm)) or value > EXPLODED_LOSS:

@@ -207,39 +207,6 @@ def test_any_law_can_foretell_an_axis():
     assert found.set_index("axis").loc["all", "saturating"] > 0.8
 
 
-# --- partial correlation ----------------------------------------------------------------------------------
-
-
-def widths_table(seed, by_rank, by_width, noise=0.1, seeds=3):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for cell in range(40):
-        width = (3.5, 4.2, 4.9, 5.5)[cell % 4]
-        rank = 0.8 * width + 0.3 * rng.normal()
-        for each in range(seeds):
-            rows.append((cell, each, rank, width, by_rank * rank + by_width * width + noise * rng.normal()))
-    return pd.DataFrame(rows, columns=["cell", "seed", "log_r", "log_k", "log_q"])
-
-
-def test_rank_that_only_follows_width_has_no_partial_correlation():
-    found = estimands.partial_spearman(widths_table(0, by_rank=0.0, by_width=1.0), draws=999)
-    assert found.rho > 0.6 and abs(found.partial) < 0.3 and found.p > 0.05
-    assert (found.cells, found.strata) == (40, 4)
-    own = estimands.partial_spearman(widths_table(0, by_rank=1.0, by_width=0.0), draws=999)
-    assert own.partial > 0.6 and own.p == 0.001 and own.low < own.partial < own.high
-
-
-def test_p_values_of_the_partial_correlation_are_even_under_the_null():
-    found = [estimands.partial_spearman(widths_table(seed, 0.0, 1.0), draws=199).p for seed in range(100)]
-    assert np.mean(np.array(found) < 0.05) <= 0.11 and 0.4 < np.mean(found) < 0.6
-
-
-def test_nothing_can_be_shuffled_where_no_two_widths_are_equal():
-    table = widths_table(0, 1.0, 0.0)
-    with pytest.raises(ValueError, match="no two cells are equal in log_k"):
-        estimands.partial_spearman(table.assign(log_k=table["cell"].astype(float)))
-
-
 # --- variance shares --------------------------------------------------------------------------------------
 
 
@@ -286,47 +253,3 @@ def test_a_cell_on_all_axes_is_left_out_of_the_shares():
         estimands.variance_shares(without.query("axis == 'width'"))
     with pytest.raises(ValueError, match="no cell has two seeds"):
         estimands.variance_shares(without.query("seed == 0"))
-
-
-# --- regret -----------------------------------------------------------------------------------------------
-
-
-def budget_table(noise=0.0):
-    """Two budgets: at the first the highest rank is the best cell, at the second the widest one is."""
-    cells = {  # rank, width, loss, quality, compute
-        "a": (10.0, 32, 0.5, 0.30, 1.0), "b": (20.0, 64, 0.4, 0.50, 1.1), "c": (15.0, 128, 0.6, 0.40, 1.2),
-        "d": (30.0, 32, 0.3, 0.45, 9.0), "e": (25.0, 64, 0.5, 0.70, 10.0), "alone": (99.0, 512, 0.1, 0.99, 50.0),
-    }  # fmt: skip
-    rng = np.random.default_rng(0)
-    rows = [(name, seed, *values) for name, values in cells.items() for seed in range(3)]
-    table = pd.DataFrame(rows, columns=["cell", "seed", "rankme", "width", "heldout_loss", "q", "train_flop"])
-    return table.assign(q=table["q"] + noise * rng.normal(size=len(table)))
-
-
-RULES = {"rank": ("rankme", "highest"), "width": ("width", "highest"), "loss": ("heldout_loss", "lowest")}
-
-
-def test_regret_is_what_the_choice_costs():
-    found = estimands.regret(budget_table(), RULES).set_index("rule")
-    assert (found["groups"] == 2).all()
-    assert found.loc["rank", "regret"] == pytest.approx((0 + 0.25) / 2)
-    assert found.loc["width", "regret"] == pytest.approx((0.1 + 0) / 2)
-    assert found.loc["loss", "regret"] == pytest.approx((0 + 0.25) / 2)
-    assert found.loc["at random", "regret"] == pytest.approx((0.1 + 0.125) / 2)
-    assert found["hits"].to_dict() == {"rank": 0.5, "width": 0.5, "loss": 0.5, "at random": 0.0}
-    np.testing.assert_allclose(found[["low", "high"]], found[["regret", "regret"]])  # no noise, no interval
-
-
-def test_regret_has_an_interval_over_seeds_and_shares_ties():
-    noisy = estimands.regret(budget_table(noise=0.05), RULES).set_index("rule")
-    assert (noisy["low"] < noisy["high"]).all() and (noisy["low"] >= 0).all()
-    tied = estimands.regret(budget_table().assign(width=64), {"width": ("width", "highest")}).set_index("rule")
-    assert tied.loc["width", "regret"] == pytest.approx(tied.loc["at random", "regret"])
-
-
-def test_no_regret_without_equal_budgets():
-    table = budget_table()
-    with pytest.raises(ValueError, match=r"no two cells are within a factor of 1.01 in train_flop"):
-        estimands.regret(table, RULES, factor=1.01)
-    with pytest.raises(ValueError, match="no column rank"):
-        estimands.regret(table, {"rank": ("rank", "highest")})

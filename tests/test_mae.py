@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from rankscale.mae import (
     count_kept,
     decay_groups,
     load_encoder,
+    log_det,
     patchify,
     save_encoder,
     split_tokens,
@@ -370,8 +372,8 @@ def test_hidden_patches_do_not_leak_into_the_prediction(model):
     kept, masked = mask.int().argsort(dim=1, stable=True).split([24, 8], dim=1)
     other = torch.where(hidden, some_mel(2, seed=9), mel)
     with torch.no_grad():
-        predictions = [model._predict(patchify(m, 4), kept, masked) for m in (mel, other)]
-        nudged = model._predict(patchify(torch.where(hidden, mel, mel + 3), 4), kept, masked)
+        predictions = [model.decoder(model._encode(patchify(m, 4), kept), kept, masked) for m in (mel, other)]
+        nudged = model.decoder(model._encode(patchify(torch.where(hidden, mel, mel + 3), 4), kept), kept, masked)
     assert torch.equal(*predictions)
     assert not torch.allclose(predictions[0], nudged)
 
@@ -557,3 +559,29 @@ def test_gpu_gives_the_same_masks_and_nearly_the_same_loss(model):
     output = model.cuda()(some_mel().cuda(), seeded())
     assert torch.equal(output.mask.cpu(), expected.mask)
     torch.testing.assert_close(output.loss.cpu(), expected.loss, atol=1e-3, rtol=1e-3)
+
+
+# --- the intervention -------------------------------------------------------------------------------------
+
+
+def test_log_det_is_greatest_for_directions_of_equal_variance():
+    rng = np.random.default_rng(0)
+    basis = np.linalg.qr(rng.normal(size=(64, 9)) - rng.normal(size=(64, 9)).mean(0))[0][:, :8]
+    basis = basis - basis.mean(0)
+    even = torch.as_tensor(np.linalg.qr(basis)[0])  # 8 orthonormal columns; nearly centred
+    assert float(log_det(even)) == pytest.approx(np.log(1.01), abs=2e-3)
+    assert float(log_det(100 * even + 7)) == pytest.approx(float(log_det(even)), abs=1e-4)
+    single = torch.randn(64, 1) @ torch.randn(1, 8)
+    assert float(log_det(single)) == pytest.approx((7 * np.log(0.01) + np.log(8.01)) / 8, abs=2e-2)
+
+
+def test_log_det_agrees_with_numpy_and_has_a_gradient_where_rank_is_missing():
+    z = torch.randn(5, 8, requires_grad=True)  # fewer clips than dimensions
+    centred = z.detach().double().numpy() - z.detach().double().numpy().mean(0)
+    covariance = centred.T @ centred
+    wanted = np.linalg.slogdet(covariance * 8 / np.trace(covariance) + 0.01 * np.eye(8))[1] / 8
+    value = log_det(z)
+    assert float(value.detach()) == pytest.approx(wanted, rel=1e-4)
+    value.backward()
+    assert torch.isfinite(z.grad).all() and z.grad.abs().max() > 0
+    assert torch.isfinite(log_det(torch.zeros(4, 8)))

@@ -17,6 +17,7 @@ import torch
 
 from rankscale.config import RunConfig, profile
 from rankscale.corpus import ClipStore, Corpus, ReadAhead, Source
+from rankscale.distributed import Team
 from rankscale.pretrain import history_steps, initial_model, learning_rate, pretrain
 
 FRAMES = 32
@@ -47,6 +48,16 @@ def corpus(tmp_path):
 
 def run(config, corpus, folder, **changes):
     return pretrain(config, corpus, folder, device="cpu", progress=False, **changes)
+
+
+def test_the_rank_can_be_moved_by_itself(corpus, tmp_path):
+    ranks = []
+    for weight in (-0.3, 0.0, 0.3):
+        config = toy_config(log_det=weight).replace(steps=60)
+        ranks.append(run(config, corpus, tmp_path / str(weight)).history[-1].rankme)
+    assert ranks[0] < 0.9 * ranks[1] and ranks[2] > 1.1 * ranks[1]
+    with pytest.raises(ValueError, match="log_det needs the covariance of the whole batch"):
+        run(toy_config(log_det=0.1), corpus, tmp_path / "team", team=Team(0, 2))
 
 
 def test_training_lowers_the_heldout_loss_and_fills_the_history(corpus, tmp_path):

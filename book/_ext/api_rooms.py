@@ -19,8 +19,8 @@ DATA_FLOW = (
     "config", "storage", "process", "devices", "distributed", "sound.synth", "sound.files", "sound.datasets",
     "sound.tasks", "sound.synthetic_tasks", "mel", "corpus", "mae", "dasheng",
     "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep", "axes",
-    "arms", "laws", "estimands", "planner", "charts", "axis_charts", "law_charts", "report", "law_report", "place",
-    "widgets", "chapters", "hear", "cli",
+    "arms", "laws", "estimands", "verdict", "planner", "charts", "axis_charts", "law_charts", "report", "law_report",
+    "place", "widgets", "chapters", "hear", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
 
