@@ -74,9 +74,7 @@ class RunConfig(BaseModel):
     decay: Fraction = 0.2  # share of the steps, of "branch": the rate falls to zero
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bf16"] = "float32"
-    log_det: float = (
-        0.0  # weight of `mae.log_det` in training: above 0 embeddings are spread out, below pressed together
-    )
+    log_det: float = 0.0  # weight of `mae.log_det` in training: above 0 embeddings are spread out
     seed: int = 0  # initialisation, data order and masks
     # measurement
     pool: Literal["mean", "meanstd"] = "mean"  # over time

@@ -73,7 +73,9 @@ def agreement_chart(points: pd.DataFrame, heldout: pd.DataFrame, y: str, title: 
     ).properties(title=title)
 
 
-def slopes_chart(cells: pd.DataFrame, lines: pd.DataFrame, y: str = "quality Q", name: str = "slopes") -> alt.LayerChart:
+def slopes_chart(
+    cells: pd.DataFrame, lines: pd.DataFrame, y: str = "quality Q", name: str = "slopes"
+) -> alt.LayerChart:
     """Cells along each axis, and the slope of each: do all lines lie on one? Both scales are logarithmic.
 
     cells: columns axis, label, rank, quality. lines: axis, rank, quality, the ends of each; that of the axis "all axes"

@@ -126,7 +126,7 @@ class Foretold:
         return float(np.sqrt(self.squares[law][0]))
 
     def gain(self, law: str, over: str) -> tuple[float, float, float]:
-        """Mean squared error by another law less that by this one, and its 95 % interval; above 0, this one is better."""
+        """Mean squared error by another law less that by this one, and its 95 % interval: above 0, this is better."""
         return _with_interval(self.squares[over] - self.squares[law])
 
     def rho(self, law: str) -> tuple[float, float, float]:

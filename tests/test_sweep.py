@@ -123,6 +123,12 @@ def test_the_specs_of_this_repository_can_be_planned(path):
     assert planned == plan(read_spec(path))
 
 
+def test_a_setting_without_a_usual_value_is_always_told():
+    spec = Spec(profile="smoke", blocks={"rates": {"grid": {"lr": [0.001, 0.002, 0.004]}}})
+    names = labels(plan(spec)).values()
+    assert {"lr=0.001", "lr=0.002", "lr=0.004"} <= {part for name in names for part in name.split()}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -17,13 +17,17 @@ from rankscale.sweep.spec import Planned
 
 
 def labels(planned: Sequence[Planned]) -> dict[str, str]:
-    """Hash -> a name that tells the runs of a sweep apart: encoder, seed, and what is not as in most of the runs."""
+    """Hash -> a name that tells the runs of a sweep apart: encoder, seed, and what is not as in most of the runs.
+
+    A setting without a value that more than half of the runs have is always told.
+    """
     names = {}
     for is_floor in (True, False):
         group = [each.config.portable() for each in planned if (each.floor is None) == is_floor]
-        usual = {name: Counter(getattr(c, name) for c in group).most_common(1) for name in RunConfig.model_fields}
+        counts = {name: Counter(getattr(c, name) for c in group) for name in RunConfig.model_fields}
         for config in group:
-            unusual = {name: value for name, value in config if value != usual[name][0][0]} | {"seed": config.seed}
+            unusual = {name: value for name, value in config if 2 * counts[name][value] <= len(group)}
+            unusual |= {"seed": config.seed}
             unusual.pop("encoder", None)
             parts = [config.encoder] + ["untrained"] * (not config.steps)
             names[config.hash] = " ".join(parts + [f"{name}={_shown(value)}" for name, value in unusual.items()])
