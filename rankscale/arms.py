@@ -108,6 +108,108 @@ def studies(records: Iterable[RunRecord], centre: RunConfig = CENTRE) -> dict[st
     return found
 
 
+# What a run has of a kind and not of a size: the fields of a `RunConfig` that make it up, and whether it is chosen when
+# the encoder is built, or when a finished one is read.
+BUILT, READ = "built", "read"
+PARTS = {
+    "heads": (("heads",), BUILT),
+    "MLP ratio": (("mlp_ratio",), BUILT),
+    "decoder": (("decoder_width", "decoder_depth"), BUILT),
+    "pooling": (("pool",), READ),
+    "layer": (("layer",), READ),
+}
+
+
+def kinds_of(config: RunConfig) -> dict[str, str]:
+    """The kind that a run has of each of `PARTS`, in words."""
+    return {
+        "heads": f"heads {config.n_heads}",
+        "MLP ratio": f"MLP ratio {config.mlp_ratio:g}",
+        "decoder": f"decoder {config.decoder_width} x {config.decoder_depth}",
+        "pooling": {"mean": "mean", "meanstd": "mean and SD"}[config.pool],
+        "layer": f"block {config.layer}" if config.layer else "last layer",
+    }
+
+
+def changed_part(config: RunConfig, centre: RunConfig = CENTRE) -> str | None:
+    """Which of `PARTS` a run has of another kind than the centre, all else equal; "centre" for one of its own seeds."""
+    if same_but(config, centre, ()):
+        return MIDDLE
+    parts = [name for name, (fields, _) in PARTS.items() if same_but(config, centre, fields)]
+    return next((name for name in parts if kinds_of(config)[name] != kinds_of(centre)[name]), None)
+
+
+def variants(records: Iterable[RunRecord], centre: RunConfig = CENTRE) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Finished runs that differ from the centre in one of `PARTS` and the seed, and their untrained encoders.
+
+    Both with the centre's own runs first, and row by row: `records.runs_table` with columns part (or "centre"), stage
+    ("built", "read" or "centre"), label (the kind in words), arm and log_rank (as in `sweep_table`).
+    Raises ValueError where the centre or every other kind has no finished run, or an untrained encoder is missing.
+    """
+    by_hash = {each.hash: each for each in records}
+    found = [(changed_part(each.config, centre), each) for each in by_hash.values() if each.status == "ok"]
+    order = [MIDDLE, *PARTS]
+    found = sorted(
+        ((part, each) for part, each in found if part),
+        key=lambda f: (
+            order.index(f[0]),
+            [getattr(f[1].config, n) or 0 for n in PARTS.get(f[0], ((),))[0]],
+            f[1].config.seed,
+        ),
+    )
+    if len({part == MIDDLE for part, _ in found}) < 2:
+        raise ValueError("variants need finished runs of the centre and of a run that differs from it in one part")
+    missing = [each.hash for _, each in found if each.config.untrained().hash not in by_hash]
+    if missing:
+        raise ValueError(f"run {missing[0]} is there without its untrained encoder")
+    trained = [each for _, each in found]
+    places = {
+        "part": [part for part, _ in found],
+        "stage": [PARTS[part][1] if part in PARTS else MIDDLE for part, _ in found],
+        "label": [kinds_of(each.config)[part] if part in PARTS else MIDDLE for part, each in found],
+        "arm": [arm_of(each.config) for each in trained],
+    }
+    tables = (runs_table(each) for each in (trained, [by_hash[r.config.untrained().hash] for r in trained]))
+    with_rank = (each.assign(log_rank=np.log(each["rankme_corrected"].astype(float)), **places) for each in tables)
+    return tuple(with_rank)
+
+
+def less_base(table: pd.DataFrame, columns: Sequence[str], base: str = MIDDLE, arm: str = "label") -> pd.DataFrame:
+    """Runs of the other arms, each column less that of the base's run of the same seed; without such a run none."""
+    of_base = table[table[arm] == base].groupby("seed")[list(columns)].mean()
+    others = table[(table[arm] != base) & table["seed"].isin(of_base.index)]
+    return others.assign(
+        **{name: others[name].to_numpy() - of_base.loc[others["seed"], name].to_numpy() for name in columns}
+    )
+
+
+def paired(table: pd.DataFrame, column: str, base: str = MIDDLE, arm: str = "label") -> pd.DataFrame:
+    """Each arm against the base, seed by seed: a row an arm, in the table's order; pairs, difference (mean), low, high.
+
+    Runs of one seed share more than chance would give them, such as the order of the data. What they share cancels in
+    a difference; what is left of the noise is the residual of a fit of arms plus seeds, a design in randomised blocks,
+    and makes the t intervals at 95 %. They are NaN where no two arms have two seeds in common.
+    """
+    table = table.dropna(subset=[column])
+    values, both = table[column].to_numpy(float), pd.get_dummies(table[[arm, "seed"]].astype(str), dtype=float)
+    fitted, _, rank, _ = np.linalg.lstsq(both.to_numpy(), values, rcond=None)
+    df = len(values) - rank
+    sd = np.sqrt(((values - both.to_numpy() @ fitted) ** 2).sum() / df) if df else np.nan
+    apart = less_base(table, [column], base, arm).groupby(arm, sort=False)[column].agg(pairs="size", difference="mean")
+    half = stats.t.ppf((1 + LEVEL) / 2, df) * sd * np.sqrt(2 / apart["pairs"]) if df else np.nan
+    return apart.assign(low=apart["difference"] - half, high=apart["difference"] + half).reset_index()
+
+
+def against_centre(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """`paired` for every one of `columns` (column: its name in `measure`) over a table of `variants`.
+
+    What is built otherwise and what is read otherwise have their own noise: readings share an encoder, with its luck.
+    """
+    stages = [table["stage"].isin([stage, MIDDLE]) for stage in (BUILT, READ) if (table["stage"] == stage).any()]
+    parts = [paired(table[rows], column).assign(measure=name) for column, name in columns.items() for rows in stages]
+    return pd.concat(parts, ignore_index=True)
+
+
 def matched_groups(table: pd.DataFrame, factor: float = 1.25) -> pd.Series:
     """Runs of equal width whose training compute lies within a factor: the name of its group for every row."""
     return "width " + table["width"].astype(str) + ", group " + equal_compute(table, factor).astype(str)

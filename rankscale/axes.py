@@ -61,8 +61,8 @@ AXES = {
         Axis("steps", ("steps",), "steps", "training steps", +1, +1),
         Axis("mask_ratio", ("mask_ratio",), "mask_ratio", "share of tokens masked", 0, 0, log=False),
         Axis("lr", ("lr",), "lr", "learning rate", -1, +1),
-        Axis("clip_s", ("clip_s",), "clip_s", "clip length (s)", 0, 0),
-        Axis("patch_frames", ("patch_frames",), "patch_frames", "frames in a patch (10 ms each)", 0, 0),
+        Axis("clip_s", ("clip_s",), "clip_s", "clip length (s)", +1, +1),
+        Axis("patch_frames", ("patch_frames",), "patch_frames", "frames in a patch (10 ms each)", -1, -1),
         Axis("mask_group", ("mask_group",), "mask_group", "tokens masked together", 0, 0),
     )
 }
@@ -267,6 +267,8 @@ def robust_sign(study: Study, suite: str, probes: Sequence[str] = PROBES) -> tup
 
 def robust_words(changes: Mapping[str, Change]) -> str:
     """What the probes say together about the sign of an effect."""
+    if not any(each.df for each in changes.values()):
+        return next(iter(changes.values())).word
     signs = {each.sign for each in changes.values()}
     if signs == {1} or signs == {-1}:
         return f"{next(iter(changes.values())).word} by all {len(changes)} probes"

@@ -7,12 +7,13 @@ grey and dashed, so that what an axis does by itself can be told from what train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.arms import MIDDLE, SEVERAL
+from rankscale.arms import MIDDLE, SEVERAL, against_centre, less_base
 from rankscale.axes import AXES, Axis, Study, pooled_sd
 from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, rounded
 
@@ -450,6 +451,119 @@ def families_chart(table: pd.DataFrame, name: str = "families") -> alt.LayerChar
     tooltip = ["family:N", "width:Q", "steps:Q", "seed:O", "q:Q"]
     dots = base.mark_point(size=60, opacity=0.85).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     return alt.layer(line, dots).add_params(menu).properties(width=WIDTH, height=240)
+
+
+# --- kinds, which have no order ----------------------------------------------------------------------------
+
+KIND_SHAPES = ("square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-left", "triangle-right")
+
+
+def kind_scales(table: pd.DataFrame) -> tuple[alt.Scale, alt.Scale]:
+    """Colours and shapes of the kinds in a table, the centre a grey circle; after the last they begin again."""
+    kinds = _kinds_in(table)
+    colours, shapes = (list(islice(cycle(each), len(kinds))) for each in (CATEGORY_COLOURS, KIND_SHAPES))
+    ranges = [INK, *colours], ["circle", *shapes]
+    return tuple(alt.Scale(domain=[MIDDLE, *kinds], range=each) for each in ranges)
+
+
+def _kinds_in(table: pd.DataFrame) -> list[str]:
+    return [label for label in table["label"].unique() if label != MIDDLE]
+
+
+def star_chart(table: pd.DataFrame, name: str = "star") -> alt.LayerChart:
+    """Q against RankMe: a ray from the centre's mean to the mean of each kind; the probe and tasks are chosen below.
+
+    table: as `arms.variants` gives it. Dots are runs. Where a ray runs up and to the right, or down and to the left,
+    quality goes with rank.
+    """
+    points, measures = _wide(table, ["label", "seed", "rankme"])
+    menu = _menu(measures, f"{name}_measure")
+    x = alt.X("rankme:Q", title="RankMe (directions)", scale=alt.Scale(zero=False, padding=24))
+    y = alt.Y("q:Q", title="quality Q", scale=alt.Scale(zero=False, padding=18))
+    look, (colours, shapes) = alt.Legend(title=None, columns=4, symbolOpacity=1), kind_scales(table)
+    colour, shape = alt.Color("label:N", scale=colours, legend=look), alt.Shape("label:N", scale=shapes, legend=look)
+    means = points.groupby("label", as_index=False, sort=False).mean().assign(end=1)
+    middle = means[means["label"] == MIDDLE].drop(columns=["label", "end"])
+    ends = means[means["label"] != MIDDLE]
+    rays = _near(pd.concat([ends, ends[["label"]].merge(middle, how="cross").assign(end=0)]))
+    tooltip = ["label:N", "seed:O", alt.Tooltip("rankme:Q", title="RankMe"), "q:Q"]
+    dots = _chosen(alt.Chart(points), measures, menu).mark_point(size=55, opacity=0.85)
+    lines = _chosen(alt.Chart(rays), measures, menu).mark_line(strokeWidth=2)
+    layers = [
+        lines.encode(x=x, y=y, color=colour, order="end:Q"),
+        dots.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
+    ]
+    return alt.layer(*layers).add_params(menu).properties(width=WIDTH, height=300)
+
+
+def differences_chart(table: pd.DataFrame, columns: Mapping[str, str], name: str = "differences") -> alt.VConcatChart:
+    """What each kind changes against the centre: a panel for each of `columns` (column: title), and Q as the last.
+
+    table: as `arms.variants` gives it. A dot is the difference of two runs of one seed, the bar the 95 % interval of
+    their mean (`arms.against_centre`), the band the centre's seeds around their mean.
+    """
+    present = {f"q_{p}_{s}": measure_name(p, s) for s in SUITE_NAMES for p in PROBE_NAMES if f"q_{p}_{s}" in table}
+    menu = _menu(list(present.values()), f"{name}_measure")
+    panels = [_difference_panel(table, {each: title}, title) for each, title in columns.items()]
+    panels.append(_difference_panel(table, present, "quality Q", menu))
+    return alt.vconcat(*panels, spacing=14).add_params(menu)
+
+
+def _difference_panel(
+    table: pd.DataFrame, columns: Mapping[str, str], title: str, menu: alt.Parameter | None = None
+) -> alt.LayerChart:
+    keys = ["label", "seed"]
+    dots = less_base(table, list(columns)).rename(columns=columns).melt(keys, list(columns.values()), "measure", "low")
+    own = table[table["label"] == MIDDLE]
+    spread = [(columns[c], own[c].min() - own[c].mean(), own[c].max() - own[c].mean()) for c in columns]
+    band = _near(pd.DataFrame(spread, columns=["measure", "low", "high"]))
+    means = against_centre(table, columns)
+    x = alt.X("low:Q", title=f"change of {title}", scale=alt.Scale(padding=10)).axis(tickCount=5)
+    y = alt.Y("label:N", title=None, sort=_kinds_in(table)).axis(labelLimit=160)
+    colour = alt.Color("label:N", scale=kind_scales(table)[0], legend=None)
+
+    def only(rows: pd.DataFrame) -> alt.Chart:
+        base = alt.Chart(_near(rows))
+        return base if menu is None else base.transform_filter(alt.datum.measure == menu)
+
+    zero = alt.Chart(pd.DataFrame({"low": [0.0]})).mark_rule(strokeDash=[4, 4]).encode(x=x)
+    layers = [
+        only(band).mark_rect(color=INK, opacity=0.18).encode(x=x, x2="high:Q"),
+        zero,
+        only(means).mark_rule(strokeWidth=3, opacity=0.7).encode(x=x, x2="high:Q", y=y, color=colour),
+        only(means).mark_tick(thickness=3, size=14).encode(x="difference:Q", y=y, color=colour),
+        only(dots.dropna()).mark_point(size=40).encode(x=x, y=y, color=colour, tooltip=["label:N", "seed:O", "low:Q"]),
+    ]
+    return alt.layer(*layers).properties(width=WIDTH - 90, height={"step": 20})
+
+
+def task_differences_chart(scores: pd.DataFrame, name: str = "task_differences") -> alt.LayerChart:
+    """What a kind changes on each task, with 95 % intervals; the kind and the probe are chosen below.
+
+    scores: columns suite, task, probe, label, stage, seed, score.
+    """
+    parts = [
+        against_centre(each, {"score": "score"}).assign(suite=suite, task=task, probe=PROBE_NAMES[probe])
+        for (suite, task, probe), each in scores.groupby(["suite", "task", "probe"], sort=False)
+    ]
+    means = _near(pd.concat(parts).sort_values("suite", ascending=False, kind="stable"))
+    kinds, probes = list(means["label"].unique()), list(means["probe"].unique())
+    kind = alt.param(name=f"{name}_kind", value=kinds[0], bind=alt.binding_select(options=kinds, name="kind: "))
+    probe = alt.param(name=f"{name}_probe", value=probes[0], bind=alt.binding_select(options=probes, name="probe: "))
+    x = alt.X("low:Q", title="change of score").axis(tickCount=5)
+    y = alt.Y("task:N", title=None, sort=list(means["task"].unique())).axis(labelLimit=160)
+    colours = alt.Scale(domain=list(SUITE_NAMES), range=CATEGORY_COLOURS[:2])
+    colour = alt.Color("suite:N", title=None, scale=colours)
+    shape = alt.Shape("suite:N", title=None, scale=alt.Scale(domain=list(SUITE_NAMES)))
+    chosen = alt.Chart(means).transform_filter((alt.datum.label == kind) & (alt.datum.probe == probe))
+    zero = alt.Chart(pd.DataFrame({"low": [0.0]})).mark_rule(strokeDash=[4, 4]).encode(x=x)
+    tooltip = ["task:N", "difference:Q", "low:Q", "high:Q", "pairs:Q"]
+    layers = [
+        zero,
+        chosen.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q", y=y, color=colour),
+        chosen.mark_point(size=50, opacity=1).encode(x="difference:Q", y=y, color=colour, shape=shape, tooltip=tooltip),
+    ]
+    return alt.layer(*layers).add_params(kind, probe).properties(width=WIDTH - 90, height={"step": 18})
 
 
 # --- intervals ---------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def pool_tokens(tokens: Tensor, pool: str = "mean") -> Tensor:
 def encoder_embedding(encoder: Encoder, pool: str = "mean", layer: int | None = None) -> Embed:
     """The encoder's last layer, pooled over time; evaluation mode, no gradients.
 
-    layer: the output of this block instead, from 1, as it is in the residual stream, without the last norm.
+    layer: the output of this block instead, from 1, as it is in the residual stream; that of the last is normalised.
     """
     encoder.eval()
     device = next(encoder.parameters()).device

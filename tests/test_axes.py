@@ -125,6 +125,8 @@ def test_probes_agree_only_where_all_of_them_do():
     unclear = axes.Change(0.1, -0.5, 0.7, 0.1, 8)
     assert axes.robust_words({"a": rise, "b": rise}) == "rises by all 2 probes"
     assert axes.robust_words({"a": unclear, "b": unclear}) == "does not clearly change by any of the 2 probes"
+    single = axes.Change(0.1, float("nan"), float("nan"), float("nan"), 0)
+    assert axes.robust_words({"a": single, "b": single}) == "has one seed only"
     words = axes.robust_words({"a": rise, "b": fall, "c": unclear})
     assert words == "depends on the probe (rises by 1, falls by 1, is unclear by 1)"
 
