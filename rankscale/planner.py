@@ -114,6 +114,10 @@ class QualityLaw:
     def fit(self) -> laws.Fit:
         return self.fits[self.best]
 
+    def heldout(self) -> laws.HeldOut:
+        """Errors of ln (1 - Q) where every cell of the design is predicted from all others, R* kept."""
+        return laws.leave_groups_out(self.fit.form, self.fit.points, starts=256)
+
     def predict(self, width: np.ndarray, heard: np.ndarray, unique: np.ndarray) -> np.ndarray:
         """Q at each point, (n,)."""
         return 1 - self.fit.predict(_x(width, heard, unique, self.repeats[self.best], self.crowding))
@@ -136,8 +140,8 @@ class QualityLaw:
 
 def _points(table: pd.DataFrame, quality: str, repeats: float, crowding: float) -> laws.Points:
     x = _x(table["width"], table["heard"], table["clips"], repeats, crowding)
-    clusters = [table["trunk"].to_numpy()]
-    return laws.points(x, 1 - table[quality], ("width", "clips heard", f"1 - {quality}"), clusters=clusters)
+    names = ("width", "clips heard", f"1 - {quality}")
+    return laws.points(x, 1 - table[quality], names, group=table["arm"], clusters=[table["trunk"].to_numpy()])
 
 
 def _x(width: np.ndarray, heard: np.ndarray, unique: np.ndarray, repeats: float, crowding: float) -> np.ndarray:
@@ -344,8 +348,8 @@ class Plan(_Part):
         from rankscale import charts, plan_charts
 
         caption = (
-            f"Predicted {self.quality} at each width, if the whole budget goes into it; bars: {LEVEL:.0%} intervals for "
-            "one new run. The dashed line is the plan."
+            f"Predicted {self.quality} at each width, if the whole budget goes into it; bars: {LEVEL:.0%} intervals "
+            "for one new run. The dashed line is the plan."
         )
         charts.save_page(plan_charts.options_chart(self.table()), path, "A plan", caption, self.text())
 
