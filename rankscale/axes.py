@@ -313,6 +313,11 @@ def follow_word(sign: int, low: float) -> str:
     return {1: "follows", -1: "goes against", 0: "does not clearly follow"}[sign]
 
 
+def interval_words(low: float, high: float) -> str:
+    """A 95 % interval in a sentence, or why there is none (NaN)."""
+    return "no interval: single seeds" if np.isnan(low) else f"95 % interval [{low:.2f}, {high:.2f}]"
+
+
 def association(
     table: pd.DataFrame, x: str, y: str, cell: str = "value", joint: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> Association:

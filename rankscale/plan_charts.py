@@ -7,6 +7,7 @@ import pandas as pd
 
 from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
 
+SHAPES = ["square", "triangle-up", "cross"]
 KNOWN, BEYOND = "within three times the records", "further out"
 
 
@@ -24,7 +25,7 @@ def _layers(base: alt.Chart, quality: str) -> alt.LayerChart:
     tips = [alt.Tooltip("width:Q"), *(alt.Tooltip(f"{name}:Q", format=form) for name, form in names.items())]
     colours = alt.Scale(domain=[KNOWN, BEYOND], range=CATEGORY_COLOURS[:2])
     shapes = alt.Scale(domain=[KNOWN, BEYOND], range=["circle", "triangle-up"])
-    colour = alt.Color("place:N", title=None, scale=colours, legend=alt.Legend(columns=1))
+    colour = alt.Color("place:N", title=None, scale=colours, legend=alt.Legend(columns=1, labelLimit=260))
     shape = alt.Shape("place:N", title=None, scale=shapes)
     bars = base.mark_rule(strokeWidth=2).encode(x=x, y=y.axis(format=".2f"), y2="high:Q", color=colour)
     bars = bars.encode(y=alt.Y("low:Q", title=f"predicted {quality}", scale=alt.Scale(zero=False, padding=6)))

@@ -79,6 +79,11 @@ def test_an_interval_keeps_the_noise_within_cells():
     assert within == pytest.approx(wanted, rel=0.05)
 
 
+def test_an_interval_in_words_says_when_there_is_none():
+    assert axes.interval_words(-0.125, 0.5) == "95 % interval [-0.12, 0.50]"
+    assert axes.interval_words(float("nan"), float("nan")) == "no interval: single seeds"
+
+
 def test_without_a_second_seed_there_is_no_interval():
     table = seeded([1, 2, 4, 8], 1)
     found = axes.association(table, "x", "y")
