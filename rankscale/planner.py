@@ -305,12 +305,12 @@ class Plan(_Part):
         """The plan for a terminal, at most 100 characters wide."""
         c, q, r = self.config, self.chosen.quality, self.watch
         cost = "" if self.cost is None else f", cost {self.cost:,.2f}"
-        time = "" if self.hours is None else f" in {_hours(self.hours)}{cost}"
+        time = [] if self.hours is None else [f"time      {_hours(self.hours)}{cost}; {self.machine}"]
         lines = [
             f"train     {c.encoder} ({self.params / 1e6:.2f} M parameters) for {c.steps:,} steps of {c.batch} clips at "
-            f"rate {c.lr:.3g}: {self.chosen.train_flop:.2g} FLOP{time}",
+            f"rate {c.lr:.3g}: {self.chosen.train_flop:.2g} FLOP",
+            *time,
             f"audio     {self.chosen.heard_h:,.1f} h heard, {self.chosen.epochs:.3g} times {self.audio_h:,.4g} h",
-            *([f"on        {self.machine}"] if self.machine else []),
             f"expect    {self.quality} {q.value:.3f} [{q.low:.3f}, {q.high:.3f}]",
             f"watch     RankMe {r.value:.1f} [{r.low:.1f}, {r.high:.1f}] after {self.watch_step:,} steps",
             "beyond    " + ", ".join(f"{name} x {_factor(value)}" for name, value in self.beyond.items())
