@@ -60,7 +60,8 @@ def planning_runs(
     """Runs that a plan is fitted to, one row each, and the learning rate of each width.
 
     They differ from the centre in width, steps, unique clips and the rate alone, and of every width only those at the
-    rate count that had the best quality at the centre's length. without: arms (`arms.arm_of`) that are left out.
+    rate count that had the best quality at the centre's length; a width that never ran at that length has to have been
+    tried at one rate only. without: arms (`arms.arm_of`) that are left out.
     Columns of `arms.sweep_table`, and heard (clips, with repeats), trunk, shape (what runs of other seeds share).
     Raises ValueError where a width's rates share no seed.
     """
@@ -71,6 +72,8 @@ def planning_runs(
         width: max(best)
         for width, best in best_rates(table.assign(short=1 - table[quality]), centre, of="short").items()
     }
+    tried = table.groupby("width")["lr"].unique()
+    rates |= {width: lr[0] for width, lr in tried.items() if width not in rates and len(lr) == 1}
     table = table[table["lr"] == table["width"].map(rates)].dropna(subset=[quality]).reset_index(drop=True)
     configs = [by_hash[each] for each in table["hash"]]
     return table.assign(

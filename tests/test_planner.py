@@ -102,6 +102,14 @@ def test_only_runs_at_the_best_rate_of_their_width_and_at_the_centres_depth_are_
     assert len(planner.planning_runs(records, without=without)[0]) == 3 * 16
 
 
+def test_a_width_that_was_tried_once_counts_and_one_without_a_best_rate_does_not(records):
+    rng = np.random.default_rng(1)
+    once = made_record(CENTRE.replace(encoder="en192-4", steps=3000, lr=1e-3), rng)
+    twice = [made_record(CENTRE.replace(encoder="en96-4", steps=3000, lr=lr), rng) for lr in (1e-3, 2e-3)]
+    runs, rates = planner.planning_runs([*records, once, *twice])
+    assert rates[192] == 1e-3 and 192 in set(runs["width"]) and 96 not in rates and 96 not in set(runs["width"])
+
+
 def test_the_law_that_made_the_runs_is_found_again(ready):
     found = ready.law
     configs = [CENTRE.replace(encoder="en96-4"), CENTRE.replace(encoder="en192-4", steps=3000, clips=16_384)]
