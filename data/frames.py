@@ -67,7 +67,7 @@ def keep_sound(task: Task) -> Task:
 def onset_scores(checked: CheckedTask, spec: Path | str, cache: Path, suite: str) -> dict[str, float]:
     """Both probes on an event task, as columns."""
     embedded = embed_task(load_encoder(spec), checked.task, checked.hashes, cache, progress=False)
-    answers = frames.linear_onsets(checked.task, embedded)
+    answers = frames.linear_onsets(checked.task, embedded).answers
     hear = score_task(checked, embedded, Settings(recipe=RECIPE)).probes["hear"]
     row = {f"{suite}_linear_{short}": answers.measure(name) for short, name in METRICS.items()}
     row |= zip((f"{suite}_linear_low", f"{suite}_linear_high"), interval([answers], METRICS["f200"]), strict=True)

@@ -24,7 +24,7 @@ from rankscale.hear_eval import POST_PROCESSINGS, Answers, Embedded, gather, goo
 from rankscale.mae import Encoder, save_encoder
 from rankscale.mel import LogMel
 from rankscale.pretrain import pretrain
-from rankscale.probe import Data, fit_probe
+from rankscale.probe import CANDIDATES, Data
 from rankscale.sound.synth import synthesize
 from rankscale.sound.tasks import Task
 
@@ -132,22 +132,37 @@ def frame_ranks(tokens: Tensor, eps: float = spectra.DEFAULT_EPS, seed: int = 0)
 # --- onsets -----------------------------------------------------------------------------------------------
 
 
-def linear_onsets(task: Task, embedded: dict[str, Embedded]) -> Answers:
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """Answers on test clips, and what they were made from: of each clip the times (frame,) and the probabilities."""
+
+    answers: Answers
+    at_ms: list[np.ndarray]
+    probabilities: list[np.ndarray]  # (frame, label)
+
+
+def linear_onsets(task: Task, embedded: dict[str, Embedded]) -> Heard:
     """Events that a linear probe of single frames finds in the test clips of a task with one fold.
 
-    embedded: what `hear_eval.embed_task` gave. Logistic regression, its penalty and then HEAR's post-processing chosen
-    on the validation clips. Raises ValueError for a task of scenes or of several folds.
+    embedded: what `hear_eval.embed_task` gave. Logistic regression; its penalty and HEAR's post-processing are
+    chosen together, by the task's first metric on the validation clips.
+    Raises ValueError for a task of scenes or of several folds.
     """
     if task.kind != "event" or len(task.folds) != 1:
         raise ValueError(f"task {task.name}: an event task with one fold is needed")
     train, valid, test = (gather(task, embedded, part) for part in task.folds[0])
     scaler = StandardScaler().fit(train.x)
-    data = [Data(scaler.transform(part.x), part.y) for part in (train, valid, test)]
-    scorer = fit_probe("linear", *data[:2], len(task.vocabulary))
-    metric, probabilities = metrics_of(task)[0], scorer(data[1].x)
-    judged = [goodness(metric, each.measure(metric)) for each in valid.answers(probabilities, POST_PROCESSINGS)]
-    way = POST_PROCESSINGS[int(np.argmax(judged))]
-    return test.answers(scorer(data[2].x), [way])[0]
+    count, metric = len(task.vocabulary), metrics_of(task)[0]
+    twice = 2 if count == 1 else 1  # scikit-learn adds the opposite of a label that is alone, but not of two
+    best, chosen = -np.inf, None
+    for scorer in CANDIDATES["linear"](Data(scaler.transform(train.x), np.repeat(train.y, twice, axis=1))):
+        judged = valid.answers(scorer(scaler.transform(valid.x))[:, :count], POST_PROCESSINGS)
+        for way, answers in zip(POST_PROCESSINGS, judged, strict=True):
+            if (score := goodness(metric, answers.measure(metric))) > best:
+                best, chosen = score, (scorer, way)
+    scorer, way = chosen
+    probabilities = scorer(scaler.transform(test.x))[:, :count]
+    return Heard(test.answers(probabilities, [way])[0], test.at_ms, test.by_clip(probabilities))
 
 
 # --- clips of any length ----------------------------------------------------------------------------------
