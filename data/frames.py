@@ -3,11 +3,14 @@
     python data/frames.py --encoders runs/encoders --real real_audio/gunshot_onset-v1.0-full
 
 The encoders come from `rankscale sweep data/sweeps/small.yaml` and `intervention.yaml`; those that are not there are
-named and left out. Without --real no recording is heard. About ten minutes on one core.
+named and left out. Without --real no recording is heard. About eight minutes on two cores.
 """
 
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 
 import click
@@ -64,13 +67,35 @@ def keep_sound(task: Task) -> Task:
     return replace(task, splits=splits)
 
 
-def onset_scores(checked: CheckedTask, spec: Path | str, cache: Path, suite: str) -> dict[str, float]:
-    """Both probes on an event task, as columns."""
-    embedded = embed_task(load_encoder(spec), checked.task, checked.hashes, cache, progress=False)
+@cache
+def sounds(real: Path | None) -> tuple[torch.Tensor, dict[str, CheckedTask]]:
+    """What every encoder hears: held-out clips, and event tasks by suite."""
+    tasks = {"synthetic": onset_task()} | ({"real": read_task(real)} if real else {})
+    return frames.heldout_mels(CLIPS), {suite: check_task(keep_sound(task), suite) for suite, task in tasks.items()}
+
+
+def measure(config: RunConfig | None, place: Path | str, real: Path | None) -> dict:
+    """One row of frames.csv."""
+    torch.set_num_threads(1)
+    mels, tasks = sounds(real)
+    encode = frames.tokens_of(read_encoder(place)) if config else frames.logmel_tokens
+    row = {"hash": config.hash if config else LOGMEL} | describe(config)
+    row |= asdict(frames.frame_ranks(frames.encode_all(encode, mels)))
+    for suite, checked in tasks.items():
+        row |= onset_scores(checked, place, suite)
+    return row
+
+
+def onset_scores(checked: CheckedTask, spec: Path | str, suite: str) -> dict[str, float]:
+    """The linear probe on an event task, and on real sounds HEAR's, as columns."""
+    with tempfile.TemporaryDirectory(prefix="frames-") as cache:
+        embedded = embed_task(load_encoder(spec), checked.task, checked.hashes, Path(cache), progress=False)
     answers = frames.linear_onsets(checked.task, embedded).answers
-    hear = score_task(checked, embedded, Settings(recipe=RECIPE)).probes["hear"]
     row = {f"{suite}_linear_{short}": answers.measure(name) for short, name in METRICS.items()}
     row |= zip((f"{suite}_linear_low", f"{suite}_linear_high"), interval([answers], METRICS["f200"]), strict=True)
+    if suite == "synthetic":
+        return row
+    hear = score_task(checked, embedded, Settings(recipe=RECIPE)).probes["hear"]
     row |= {f"{suite}_hear_{short}": hear.metrics[name] for short, name in METRICS.items()}
     return row | {f"{suite}_hear_low": hear.low, f"{suite}_hear_high": hear.high}
 
@@ -100,19 +125,18 @@ def write(table: pd.DataFrame, name: str) -> None:
 @click.option("--encoders", "folders", multiple=True, default=["runs/encoders"], show_default=True,
               type=click.Path(path_type=Path), help="folders of encoders, named by hash")  # fmt: skip
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="a HEAR event task folder")
-def main(folders: tuple[Path, ...], real: Path | None) -> None:
+@click.option("--workers", default=2, show_default=True, help="processes of one thread")
+def main(folders: tuple[Path, ...], real: Path | None, workers: int) -> None:
     torch.set_num_threads(1)
-    tasks = {"synthetic": onset_task()} | ({"real": read_task(real)} if real else {})
-    checked = {suite: check_task(keep_sound(task), suite) for suite, task in tasks.items()}
-    mels, rows = frames.heldout_mels(CLIPS), []
-    with tempfile.TemporaryDirectory(prefix="frames-") as folder:
+    rows = []
+    with (
+        tempfile.TemporaryDirectory(prefix="frames-") as folder,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
         places = find_encoders(folders) | {LIVE.hash: frames.train_encoder(LIVE, Path(folder))}
-        for config in [LIVE, *(each for each in encoders() if each.hash in places), None]:
-            name = config.hash if config else LOGMEL
-            encode = frames.tokens_of(read_encoder(places[name])) if config else frames.logmel_tokens
-            row = {"hash": name} | describe(config) | asdict(frames.frame_ranks(frames.encode_all(encode, mels)))
-            for suite, task in checked.items():
-                row |= onset_scores(task, places.get(name, name), Path(folder), suite)
+        configs = [LIVE, *(config for config in encoders() if config.hash in places), None]
+        files = [places[config.hash] if config else LOGMEL for config in configs]
+        for row in pool.map(measure, configs, files, [real] * len(configs)):
             rows.append(row)
             click.echo(f"{row['label']:24} frames {row['frames']:5.1f}, clips {row['clips']:5.1f}, "
                        f"synthetic onsets {row['synthetic_linear_f200']:.3f}")  # fmt: skip

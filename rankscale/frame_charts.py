@@ -137,7 +137,7 @@ def heard_chart(
     row = alt.Y("label:N", title=None, sort=list(labels))
     found = alt.Chart(long).transform_filter(alt.datum.probability > threshold)
     found = found.mark_tick(thickness=4, size=9, opacity=0.9).encode(x=x.title("time (s)"), y=row, color=colour)
-    told = alt.Chart(truth).mark_bar(height=22, opacity=0.35).encode(x="on:Q", x2="off:Q", y=row, color=colour)
+    told = alt.Chart(truth).mark_bar(height=22, opacity=0.3, color=INK).encode(x="on:Q", x2="off:Q", y=row)
     above = alt.layer(lines, rule).properties(width=WIDTH, height=110)
     below = alt.layer(told, found).properties(width=WIDTH, height=26 * len(labels))
     return alt.vconcat(above, below, spacing=6).add_params(threshold)
