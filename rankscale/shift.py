@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from rankscale.axes import CENTRE, LIVE, same_but, scores_table
 from rankscale.config import FAMILIES, RunConfig, family_of, is_synthetic
@@ -137,16 +138,25 @@ def mixed_ranks(
 ) -> pd.DataFrame:
     """RankMe of the families' clips mixed in each of `shares` (one number a family, in the order of `moments`).
 
-    One row a mixture: a column for each family's share, rankme, centred (RankMe of the centred embeddings). Not
-    corrected for the number of clips. Raises ValueError as `spectra.mixture` does.
+    One row a mixture: a column for each family's share, rankme, centred (RankMe of the centred embeddings), and
+    between, the share of the centred variance that lies between the families' means. Not corrected for the number of
+    clips.
+    Raises ValueError as `spectra.mixture` does.
     """
+    means = torch.stack([each.mean for each in moments.values()])
     rows = []
     for each in shares:
         mixed = mixture(list(moments.values()), each)
         with warnings.catch_warnings():  # the direction that the last layer norm leaves empty counts as 0, as it should
             warnings.simplefilter("ignore", SpectrumWarning)
-            rows.append((*each, rankme(mixed, eps), rankme(mixed, eps, center=True)))
-    return pd.DataFrame(rows, columns=[*moments, "rankme", "centred"])
+            raw, centred = mixed.spectrum(), mixed.spectrum(center=True)
+        between = (
+            mixed.rows
+            * (torch.tensor(each, dtype=torch.float64) @ (means - mixed.mean).square()).sum()
+            / centred.square().sum()
+        )
+        rows.append((*each, rankme(raw, eps), rankme(centred, eps), float(between)))
+    return pd.DataFrame(rows, columns=[*moments, "rankme", "centred", "between"])
 
 
 def triangle(parts: int = 10) -> list[tuple[float, float, float]]:

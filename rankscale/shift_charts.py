@@ -102,7 +102,7 @@ def regret_chart(table: pd.DataFrame) -> alt.LayerChart:
         yOffset=alt.YOffset("measured:N", sort=names),
     )
     marks = {
-        "x": alt.X("regret:Q", title="Q lost by the choice (grey: by a blind one)"),
+        "x": alt.X("regret:Q", title="Q lost by the choice (grey: by a blind one)", scale=alt.Scale(padding=10)),
         "color": alt.Color("measured:N", scale=colours, legend=legend),
         "shape": alt.Shape("measured:N", scale=shapes, legend=legend),
         "tooltip": list(table.columns),
@@ -129,17 +129,21 @@ def triangle_chart(table: pd.DataFrame, column: str = "rankme", title: str = "Ra
     )
     hidden = alt.Axis(grid=False, ticks=False, labels=False, domain=False, title=None)
     x = alt.X("x:Q", axis=hidden, scale=alt.Scale(domain=[-0.16, 1.16], nice=False))
-    y = alt.Y("y:Q", axis=hidden, scale=alt.Scale(domain=[-0.12, side + 0.1], nice=False))
+    y = alt.Y("y:Q", axis=hidden, scale=alt.Scale(domain=[-0.12, side + 0.16], nice=False))
     shown = alt.Chart(table).transform_filter(alt.datum.trained == menu)
     tooltip = [*(alt.Tooltip(f"{name}:Q", format=".0%") for name in FAMILIES), alt.Tooltip(f"{column}:Q", title=title)]
     colour = alt.Color(f"{column}:Q", title=title, scale=alt.Scale(range=HEAT, zero=False, interpolate="rgb"))
     dots = shown.mark_circle(size=420, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
     ring = shown.transform_filter("datum.ring").mark_point(size=560, color=INK, strokeWidth=3, filled=False)
-    text = shown.transform_filter("datum.ring").mark_text(dy=-20, fontSize=12, fontWeight=600, color=INK)
+    told = " + ', ' + ".join(f"format(datum.{name}, '.0%') + ' {name}'" for name in FAMILIES)
+    text = shown.transform_filter("datum.ring").transform_calculate(
+        told=f"'highest: ' + format(datum.{column}, '.3~r') + ' with ' + {told}"
+    )
+    text = text.mark_text(align="left", fontSize=12, color=INK)
     corners = pd.DataFrame({"x": [0, 1, 0.5], "y": [-0.09, -0.09, side + 0.07], "name": [left, right, top]})
     labels = alt.Chart(corners).mark_text(fontSize=13, fontWeight=600, color=INK).encode(x=x, y=y, text="name:N")
-    layers = [dots, ring.encode(x=x, y=y), text.encode(x=x, y=y, text=alt.Text(f"{column}:Q", format=".3~r")), labels]
-    return alt.layer(*layers).add_params(menu).properties(width=340, height=280)
+    layers = [dots, ring.encode(x=x, y=y), text.encode(x=alt.value(0), y=alt.value(4), text="told:N"), labels]
+    return alt.layer(*layers).add_params(menu).properties(width=340, height=296)
 
 
 def share_chart(table: pd.DataFrame, column: str = "rankme", title: str = "RankMe") -> alt.LayerChart:

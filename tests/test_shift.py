@@ -1,18 +1,22 @@
 """Corpora of one family of sounds, RankMe on other audio, mixtures in any shares, and what is read off them."""
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
+import vl_convert
 from pydantic import ValidationError
 
-from rankscale import records, shift
+from rankscale import records, shift, shift_charts
 from rankscale.chapters import find_root
 from rankscale.config import FAMILIES, SAMPLE_RATE, RunConfig, profile
 from rankscale.corpus import HELDOUT_START, SHARD, SYNTH_DIGEST, build_corpus, log_mels, synth_folder
 from rankscale.experiment import Places, run
 from rankscale.pretrain import trunk_hash
 from rankscale.sound import synth
+from rankscale.sound.synthetic_tasks import CANDIDATES
 from rankscale.spectra import SpectrumAccumulator, mixture, rankme
 from rankscale.sweep import missing_audio_s, plan, read_spec
 
@@ -190,9 +194,8 @@ def test_a_mixture_is_what_the_clips_themselves_give(center):
     mixed = mixture(moments, [1 / 2, 1 / 3, 1 / 6])
     scale = np.sqrt(len(repeated) / mixed.rows)
     found = mixed.spectrum(center).numpy() * scale
-    assert found == pytest.approx(accumulate(repeated).spectrum(center).numpy(), rel=3e-3)  # rows are a whole number
-    assert rankme(mixed, center=center) == pytest.approx(rankme(repeated, center=center), rel=1e-4)
-    assert rankme(mixed, center=True) == pytest.approx(rankme(repeated, center=True), rel=1e-9)
+    assert found == pytest.approx(accumulate(repeated).spectrum(center).numpy(), rel=1e-9)
+    assert rankme(mixed, center=center) == pytest.approx(rankme(repeated, center=center), rel=1e-9)
 
 
 def test_a_mixture_in_proportion_is_a_merge_and_leaves_its_parts_alone():
@@ -222,3 +225,118 @@ def test_parts_that_do_not_fit_are_refused():
     for bad in (accumulate(clouds(20, dim=5)[0]), SpectrumAccumulator(6), SpectrumAccumulator(6, "tsqr")):
         with pytest.raises(ValueError, match="a mixture needs parts of one width"):
             mixture([good, bad], [0.5, 0.5])
+
+
+# --- what is read off the records -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def short():
+    return shift.shift_runs(records.read_records(ROOT / "data" / "runs"), shift.CENTRES["live"])
+
+
+def test_the_runs_of_a_shift_differ_in_corpus_and_seed_alone(short):
+    assert [(each.config.corpus[0], each.config.seed) for each in short] == [
+        (c, s) for c in (*ON, "synth") for s in (0, 1)
+    ]
+    everything = records.read_records(ROOT / "data" / "runs")
+    floors = shift.shift_runs(everything, shift.CENTRES["live"], steps=False)
+    assert [each.hash for each in floors] == [each.config.untrained().hash for each in short]
+    with pytest.raises(ValueError, match=r"fewer than two corpora .* en64-2, 300 steps.*sweeps/shift\.yaml"):
+        shift.shift_runs(short[:2], shift.CENTRES["live"])
+
+
+def test_tables_say_what_the_records_do(short):
+    ranks, quality = shift.ranks_table(short), shift.quality_table(short)
+    assert len(ranks) == 8 * 4 and ranks["own"].sum() == 8
+    row = ranks[(ranks["hash"] == short[0].hash) & (ranks["measured"] == "mixture")].iloc[0]
+    assert (row["trained"], row["rankme"]) == ("speech", short[0].rank_on["synth"].rankme_corrected)
+    of_run = quality[(quality["hash"] == short[0].hash) & (quality["probe"] == "mlp")].set_index("family")
+    assert of_run.loc["music", "q"] == short[0].scores["mlp"]["pitch"]["score"]
+    assert of_run.loc["all", "q"] == pytest.approx(short[0].quality["mlp"]["synthetic"])
+    assert of_run["tasks"].to_dict() == {"speech": 1, "music": 1, "environment": 1, "all": 3}
+
+
+def test_every_task_of_the_plan_has_one_family_or_none():
+    named = [task for tasks in shift.FAMILY_OF_TASK.values() for task in tasks]
+    assert len(named) == len(set(named))
+    real = {"esc10", "fsdd_digit", "fsdd_speaker", "notes_instrument", "notes_pitchclass"}
+    assert set(CANDIDATES) | real == set(named) | {"sources", "tags"}
+
+
+def toy_tables():
+    """Two corpora: on speech the music encoder has the higher rank, on music the speech encoder has."""
+    rank = {("speech", "speech"): 10.0, ("music", "speech"): 12.0, ("speech", "music"): 20.0, ("music", "music"): 18.0}
+    rows = [(t, 0, t, m, t == m, 100, r, r, np.log(r)) for (t, m), r in rank.items()]
+    columns = ["hash", "seed", "trained", "measured", "own", "n_clip", "rankme", "centred", "log_rank"]
+    q = {("speech", "speech"): 0.5, ("music", "speech"): 0.3, ("speech", "all"): 0.4, ("music", "all"): 0.45}
+    scores = [(t, 0, "linear", suite, f, v, 1, t) for (t, f), v in q.items() for suite in ("synthetic", "real")]
+    names = ["hash", "seed", "probe", "suite", "family", "q", "tasks", "trained"]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(scores, columns=names)
+
+
+def test_a_choice_costs_what_the_best_has_more():
+    choices = shift.choices(*toy_tables()).set_index(["suite", "family", "measured"]).sort_index()
+    wrong, right = choices.loc[("synthetic", "speech", "speech")], choices.loc[("synthetic", "speech", "music")]
+    assert (wrong["chosen"], wrong["best"], wrong["match"]) == ("music", "speech", True)
+    assert (right["chosen"], right["match"]) == ("speech", False)
+    assert (wrong["regret"], right["regret"], wrong["blind"]) == pytest.approx((0.2, 0.0, 0.1))
+    assert not choices["match"].loc[("synthetic", "all")].any()  # nothing was measured on mixtures
+
+
+def test_audio_is_like_real_tasks_if_it_is_recorded_or_of_their_family():
+    ranks, quality = toy_tables()
+    recorded = ranks.assign(measured=ranks["measured"].replace("music", shift.RECORDINGS))
+    match = shift.both(recorded, quality).drop_duplicates(["suite", "family", "measured"])
+    like = match[match["match"]][["suite", "family", "measured"]].to_numpy().tolist()
+    assert sorted(like) == [
+        ["real", "all", "recordings"], ["real", "speech", "recordings"], ["real", "speech", "speech"],
+        ["synthetic", "speech", "speech"],
+    ]  # fmt: skip
+
+
+def test_a_corner_of_the_triangle_is_the_rank_on_that_family_alone(short):
+    moments = shift.family_moments(short[0], ROOT / "data" / "runs")
+    table = shift.mixed_ranks(moments, [(1, 0, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3)])
+    alone = [short[0].rank_on[entry] for entry in ("synth:speech", "synth:environment")]
+    assert table["rankme"][:2].tolist() == pytest.approx([each.rankme for each in alone], rel=1e-5)
+    assert table["centred"][:2].tolist() == pytest.approx([each.rankme_centred for each in alone], rel=1e-5)
+    assert table["between"][:2].tolist() == pytest.approx([0, 0], abs=1e-12)
+    assert 0 < table["between"][2] < 1
+
+
+def test_the_variance_between_families_is_what_their_means_say():
+    parts = clouds(50, 50)
+    moments = {"a": accumulate(parts[0]), "b": accumulate(parts[1])}
+    whole = np.concatenate(parts)
+    step = parts[0].mean(0) - parts[1].mean(0)
+    expected = step @ step / 4 / whole.var(axis=0).sum()
+    assert shift.mixed_ranks(moments, [(0.5, 0.5)])["between"][0] == pytest.approx(expected)
+
+
+def test_shares_go_round_the_triangle_and_along_its_heights():
+    assert len(shift.triangle(10)) == len(set(shift.triangle(10))) == 66
+    assert np.allclose(np.sum(shift.triangle(10), axis=1), 1)
+    along = np.array(shift.towards("music", 20))
+    assert along[0].tolist() == [0.5, 0, 0.5] and along[-1].tolist() == [0, 1, 0]
+    assert np.allclose(along.sum(axis=1), 1)
+
+
+def draw(chart):
+    with alt.theme.enable("rankscale"):
+        spec = chart.to_json()
+    assert len(spec) < 120_000
+    return vl_convert.vegalite_to_svg(spec, vl_version="6.4")
+
+
+def test_the_figures_can_be_drawn(short):
+    ranks, quality = shift.ranks_table(short), shift.quality_table(short)
+    svg = draw(shift_charts.matrix_chart(ranks.rename(columns={"measured": "across"}), "rankme", "RankMe"))
+    assert f"{ranks.groupby(['trained', 'measured'])['rankme'].mean().max():.1f}" in svg
+    assert "RankMe on the chosen audio" in draw(shift_charts.foreign_chart(shift.both(ranks, quality)))
+    assert "music, synthetic" in draw(shift_charts.regret_chart(shift.choices(ranks, quality)))
+    moments = shift.family_moments(short[0], ROOT / "data" / "runs")
+    whole = shift.mixed_ranks(moments, shift.triangle(4)).assign(trained="speech")
+    assert f"highest: {whole['rankme'].max():.3g} with" in draw(shift_charts.triangle_chart(whole))
+    along = shift.mixed_ranks(moments, shift.towards("music")).assign(trained="speech", family="music")
+    assert "share of the chosen family" in draw(shift_charts.share_chart(along.assign(share=along["music"])))
