@@ -16,6 +16,7 @@ BANDS = 64  # Mel bands; a patch spans all of them
 HOP = 160  # samples between frames: 10 ms
 HEAD_WIDTH = 32  # width of an attention head unless `heads` says otherwise
 PROFILES = ("smoke", "small", "full")
+FAMILIES = ("speech", "music", "environment")  # of the synthesiser, `sound.synth`
 STREAMS = ("shards:", "resampled:")  # how corpus entries begin that name tar shards, see `sound.shards`
 
 Count = Annotated[int, Field(ge=1)]
@@ -45,6 +46,22 @@ def stream_of(entry: str) -> str:
     return next((way for way in STREAMS if entry.startswith(way)), "")
 
 
+def is_synthetic(entry: str) -> bool:
+    """Whether an entry names synthetic sound: "synth", or one part of it, such as "synth:speech"."""
+    return entry.partition(":")[0] == "synth"
+
+
+def family_of(entry: str) -> str | None:
+    """The family of a synthetic entry of a corpus: "synth:speech" -> "speech"; None for "synth", mixtures of all.
+
+    Raises ValueError on a family that the synthesiser does not know.
+    """
+    _, colon, family = entry.partition(":")
+    if colon and family not in FAMILIES:
+        raise ValueError(f"{entry!r}: write synth for all families, or one of synth:{', synth:'.join(FAMILIES)}")
+    return family or None
+
+
 def _portable(entry: str) -> str:
     """The name of a folder without what lies above it; of a pattern of shards, with the folder that they lie in."""
     way = stream_of(entry)
@@ -69,8 +86,9 @@ class RunConfig(BaseModel):
     # masking
     mask_ratio: Fraction = 0.75
     mask_group: Count = 2  # neighbouring tokens that are masked together
-    # pre-training audio: "synth", folders of audio files or HEAR task folders (whose test folds are left out); or
-    # tar shards, "shards:PATTERN" (every clip once an epoch) or "resampled:PATTERN" (drawn with replacement)
+    # pre-training audio: "synth" (or one family of it: "synth:speech"), folders of audio files or HEAR task folders
+    # (whose test folds are left out); or tar shards, "shards:PATTERN" (every clip once an epoch) or
+    # "resampled:PATTERN" (drawn with replacement)
     corpus: tuple[str, ...] = ("synth",)
     corpus_seed: int = 0
     clips: Count = 16_384  # unique clips in the training corpus
@@ -94,6 +112,7 @@ class RunConfig(BaseModel):
     layer: Count | None = None  # the block whose output is measured, from 1; None: the last, normalised
     rank_clips: Annotated[int, Field(ge=2)] = 12_288  # held-out clips that RankMe is measured on
     rank_eps: Annotated[float, Field(ge=0)] = 1e-7
+    rank_on: tuple[str, ...] = ()  # other audio that it is measured on too: "synth", "synth:speech", ..., or folders
     tasks: tuple[str, ...] = ("synth",)  # "synth", one such as "synth:pitch", or HEAR task folders
     test_folds: Literal["unseen", "all"] = "unseen"  # of folder tasks: the fold kept out of every corpus, or all
     task_clips: Annotated[int, Field(ge=20)] | None = None  # per synthetic task and split, None: the frozen sizes
@@ -105,7 +124,7 @@ class RunConfig(BaseModel):
     def _encoder_parses(cls, name: str) -> str:
         return str(EncoderName.parse(name))
 
-    @field_validator("corpus", "tasks", mode="before")
+    @field_validator("corpus", "tasks", "rank_on", mode="before")
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
@@ -118,6 +137,12 @@ class RunConfig(BaseModel):
             raise ValueError(f"layer {self.layer}: {self.encoder} has {self.depth} blocks")
         if not self.corpus or not self.tasks:
             raise ValueError("corpus and tasks each need at least one entry, for example 'synth'")
+        for entry in filter(is_synthetic, (*self.corpus, *self.rank_on)):
+            family_of(entry)
+        if sum(map(is_synthetic, self.corpus)) > 1:
+            raise ValueError(f"corpus {list(self.corpus)}: name synthetic sound once, synth or one family of it")
+        if streams := [entry for entry in self.rank_on if stream_of(entry)]:
+            raise ValueError(f"rank_on {streams}: tar shards are only trained on; name the folder, or synth")
         if len({stream_of(entry) for entry in self.corpus}) > 1:
             raise ValueError(
                 f"corpus {list(self.corpus)}: tar shards are streamed and not mixed with other sound, nor with those "
@@ -153,7 +178,7 @@ class RunConfig(BaseModel):
 
     def portable(self) -> RunConfig:
         """The same run with folders given by name only, so that a record says nothing about one machine's disk."""
-        named = {field: tuple(map(_portable, getattr(self, field))) for field in ("corpus", "tasks")}
+        named = {field: tuple(map(_portable, getattr(self, field))) for field in ("corpus", "tasks", "rank_on")}
         return self.replace(**named)
 
     def untrained(self) -> RunConfig:

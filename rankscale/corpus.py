@@ -11,9 +11,9 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from rankscale import mel as mel_room
-from rankscale.config import RunConfig, stream_of
+from rankscale.config import RunConfig, family_of, is_synthetic, stream_of
 from rankscale.mel import LogMel, MelStats, mel_stats
 from rankscale.sound import files, shards, synth, synthetic_tasks, tasks
 from rankscale.storage import write_atomically
@@ -82,12 +82,16 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Clips to train on and clips held out; `rows` point into the store, and may repeat scarce real clips."""
+    """Clips to train on and clips held out; `rows` point into the store, and may repeat scarce real clips.
+
+    others: what else rank is measured on, `RunConfig.rank_on`, by entry: corpora with nothing to train on.
+    """
 
     store: ClipStore
     train_rows: np.ndarray
     heldout_rows: np.ndarray
     sources: tuple[Source, ...]
+    others: Mapping[str, Corpus] = field(default_factory=dict)
 
     def batch(
         self, step: int, size: int, seed: int, part: slice = slice(None), device: torch.device | str = "cpu"
@@ -220,7 +224,8 @@ class ShardReader:
     """The batches of a streamed corpus, decoded ahead by processes: any number of them gives the same batches."""
 
     def __init__(self, corpus: ShardCorpus):
-        self._corpus, self._next, self._batches = corpus, None, iter(())
+        self._corpus = replace(corpus, others={})  # the processes that decode get a copy
+        self._next, self._batches = None, iter(())
 
     def batch(
         self, step: int, size: int, seed: int, part: slice = slice(None), device: torch.device | str = "cpu"
@@ -276,16 +281,28 @@ def build_corpus(
 ) -> Corpus:
     """Prepare (or find prepared) the log-Mel clips of a configuration.
 
-    `config.corpus` names "synth" and folders; of the synthetic and real clips together `config.clips` are trained on,
-    a share `real_share` of them real, repeated where there are fewer. Test folds of HEAR task folders are left out.
+    `config.corpus` names "synth" (or a family of it) and folders; of the synthetic and real clips together
+    `config.clips` are trained on, a share `real_share` of them real, repeated where there are fewer. Test folds of
+    HEAR task folders are left out. What rank is measured on besides (`rank_on`) is prepared too.
     Tar shards are not prepared but streamed, decoded by `workers` processes.
     device: that synthesises what is missing; the corpus itself stays on disk.
     Raises ValueError where a folder gives no clip.
     """
+    prepare = partial(_prepare_synth, config=config, cache=cache, workers=workers, progress=progress, device=device)
     if stream_of(config.corpus[0]):
-        return _stream_corpus(config, cache, workers, progress)
-    n_folder_slots = round(config.real_share * config.clips) if "synth" in config.corpus else config.clips
-    folders = [name for name in config.corpus if name != "synth"]
+        corpus = _stream_corpus(config, cache, workers, progress)
+    else:
+        corpus = _prepare_corpus(config, cache, prepare, progress)
+    others = [_other_corpus(entry, config, cache, prepare, progress) for entry in config.rank_on]
+    return replace(corpus, others=dict(zip(config.portable().rank_on, others, strict=True)))
+
+
+def _prepare_corpus(
+    config: RunConfig, cache: Path, prepare: Callable[[str, int, int], list[Path]], progress: bool
+) -> Corpus:
+    synthetic = next(filter(is_synthetic, config.corpus), None)
+    n_folder_slots = round(config.real_share * config.clips) if synthetic else config.clips
+    folders = [name for name in config.corpus if name != synthetic]
     prepared: list[Path] = []
     train, heldout, sources = [], [], []
 
@@ -299,18 +316,36 @@ def build_corpus(
         train.append(add(part.train_shards, part.source.train_clips))
         heldout.append(add(part.heldout_shards, part.source.heldout_clips))
         sources.append(part.source)
-    train_rows = _resize(np.concatenate(train), n_folder_slots, repeat="synth" in config.corpus) if train else []
+    train_rows = _resize(np.concatenate(train), n_folder_slots, repeat=synthetic is not None) if train else []
     heldout_rows = np.concatenate(heldout)[: config.rank_clips] if heldout else np.array([], dtype=np.int64)
 
-    if "synth" in config.corpus:
+    if synthetic:
         n_heldout = config.rank_clips - min(len(heldout_rows), round(config.real_share * config.rank_clips))
         n_train = config.clips - len(train_rows)
-        make = partial(_prepare_synth, config=config, cache=cache, workers=workers, progress=progress, device=device)
-        train_rows = np.concatenate([train_rows, add(make(0, n_train), n_train)]).astype(np.int64)
+        train_rows = np.concatenate([train_rows, add(prepare(synthetic, 0, n_train), n_train)]).astype(np.int64)
         kept = heldout_rows[: config.rank_clips - n_heldout]
-        heldout_rows = np.concatenate([kept, add(make(HELDOUT_START, n_heldout), n_heldout)])
-        sources.append(Source("synth", SYNTH_DIGEST, n_train, n_heldout))
+        heldout_rows = np.concatenate([kept, add(prepare(synthetic, HELDOUT_START, n_heldout), n_heldout)])
+        sources.append(Source(synthetic, SYNTH_DIGEST, n_train, n_heldout))
     return Corpus(ClipStore(prepared), np.asarray(train_rows), heldout_rows, tuple(sources))
+
+
+def _other_corpus(
+    entry: str, config: RunConfig, cache: Path, prepare: Callable[[str, int, int], list[Path]], progress: bool
+) -> Corpus:
+    """At most `rank_clips` clips of an entry of `rank_on` that this run does not train on, and nothing to train on.
+
+    Of a folder these are the files held out; all that may be trained on, where this run trains on no files.
+    """
+    none = np.zeros(0, np.int64)
+    if is_synthetic(entry):
+        n = config.rank_clips
+        source = Source(entry, SYNTH_DIGEST, 0, n)
+        return Corpus(ClipStore(prepare(entry, HELDOUT_START, n)), none, np.arange(n), (source,))
+    part = _prepare_folder(Path(entry), config, cache, progress)
+    unheard = all(map(is_synthetic, config.corpus))
+    store = ClipStore(part.heldout_shards + (part.train_shards if unheard else []))
+    rows = np.sort(np.random.default_rng(2).permutation(len(store))[: config.rank_clips])
+    return Corpus(store, none, rows, (replace(part.source, train_clips=0, heldout_clips=len(rows)),))
 
 
 def _resize(rows: np.ndarray, n: int, repeat: bool) -> np.ndarray:
@@ -324,34 +359,37 @@ def _count(shard: Path) -> int:
 
 
 def _prepare_synth(
-    first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool, device: str
+    entry: str, first: int, n: int, config: RunConfig, cache: Path, workers: int, progress: bool, device: str
 ) -> list[Path]:
-    """Shards with synthetic clips first .. first + n (the last one may hold more)."""
-    folder = synth_folder(config, cache)
+    """Shards with synthetic clips first .. first + n (the last one may hold more) of "synth" or "synth:FAMILY"."""
+    folder = synth_folder(entry, config, cache)
     starts = range(first, first + n, SHARD)
     paths = [folder / f"{start}.npy" for start in starts]
     missing = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.exists()]
-    make = partial(
-        _write_synth_shard, seed=config.corpus_seed, clip_s=config.clip_s, frames=config.frames, device=device
-    )
+    kind = {"seed": config.corpus_seed, "clip_s": config.clip_s, "frames": config.frames, "family": family_of(entry)}
+    make = partial(_write_synth_shard, device=device, **kind)
     for_each(make, missing, workers, "synthetic clips" if progress else None)
     return paths
 
 
-def synth_folder(config: RunConfig, cache: Path = CACHE) -> Path:
-    """Where a configuration's synthetic clips are kept, in shards: the same for any number of clips."""
-    return cache / f"synth-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
+def synth_folder(entry: str, config: RunConfig, cache: Path = CACHE) -> Path:
+    """Where the clips of "synth" or "synth:FAMILY" are kept, in shards: the same for any number of clips."""
+    return cache / f"{entry.replace(':', '-')}-{SYNTH_DIGEST}-{config.corpus_seed}-{config.frames}"
 
 
-def _write_synth_shard(job: tuple[Path, int], seed: int, clip_s: float, frames: int, device: str) -> None:
+def _write_synth_shard(
+    job: tuple[Path, int], seed: int, clip_s: float, frames: int, family: str | None, device: str
+) -> None:
     path, start = job
-    write_atomically(path, partial(_save, array=synth_mels(start, SHARD, seed, clip_s, frames, device)))
+    write_atomically(path, partial(_save, array=synth_mels(start, SHARD, seed, clip_s, frames, device, family)))
 
 
-def synth_mels(start: int, n: int, seed: int, clip_s: float, frames: int, device: str = "cpu") -> np.ndarray:
-    """Log-Mel (n, band, frame) float16 of synthetic clips from number `start` on."""
-    waveform = synth.synthesize(range(start, start + n), seed=seed, clip_s=clip_s, device=device).waveform
-    return log_mels(waveform, frames)
+def synth_mels(
+    start: int, n: int, seed: int, clip_s: float, frames: int, device: str = "cpu", family: str | None = None
+) -> np.ndarray:
+    """Log-Mel (n, band, frame) float16 of synthetic clips from number `start` on; family: as in `synthesize`."""
+    batch = synth.synthesize(range(start, start + n), seed=seed, clip_s=clip_s, device=device, family=family)
+    return log_mels(batch.waveform, frames)
 
 
 def for_each(work: Callable, jobs: Sequence, workers: int, label: str | None) -> None:
@@ -397,7 +435,7 @@ class _FolderPart:
 
 def _prepare_folder(folder: Path, config: RunConfig, cache: Path, progress: bool) -> _FolderPart:
     """Shards of a folder's clips; of HEAR task folders only the files that may be trained on."""
-    scored = [entry for entry in config.tasks if not entry.startswith("synth")]
+    scored = [entry for entry in config.tasks if not is_synthetic(entry)]
     allowed = tasks.training_files(folder, scored) if tasks.find_tasks(folder) else None
     manifest = files.scan(folder, files=allowed, cache_dir=cache, progress=progress)
     if not manifest.files:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from rankscale import probe as probe_room
 from rankscale import records, spectra
 from rankscale.budget import budget
-from rankscale.config import RunConfig
+from rankscale.config import RunConfig, is_synthetic
 from rankscale.corpus import Corpus, MelBlocks, build_corpus, for_each, source_digest, task_file
 from rankscale.devices import peak_flop_per_s
 from rankscale.distributed import ALONE, Team
@@ -171,7 +171,7 @@ def _measure_and_keep(
         status=trained.status,
         reason=trained.reason,
         budget=budget(config),
-        sources=list(corpus.sources),
+        sources=[source for each in (corpus, *corpus.others.values()) for source in each.sources],
         history=list(trained.history),
         floors=floors,
         floor_quality={name: suite_quality(scores, suites) for name, scores in floors.items()},
@@ -237,7 +237,7 @@ def missing_tasks(config: RunConfig, cache: Path) -> list[str]:
 
     Those of folders are made in memory each time: nothing tells us when their files change.
     """
-    named = [task for entry in config.tasks if _is_synthetic(entry) for task, _ in _tasks_of(entry, config)]
+    named = [task for entry in config.tasks if is_synthetic(entry) for task, _ in _tasks_of(entry, config)]
     return [task.name for task in named if not all(task_file(task, split, cache).exists() for split in _splits(task))]
 
 
@@ -255,9 +255,13 @@ def _measure(
     heldout = embed_all(embed, corpus.store.blocks(corpus.heldout_rows))
     train = embed_all(embed, corpus.store.blocks(corpus.unique_train_rows(config.rank_clips)))
     records.write_moments(heldout, places.records, config)
+    others = {entry: embed_all(embed, other.store.blocks(other.heldout_rows)) for entry, other in corpus.others.items()}
+    for entry, z in others.items():
+        records.write_moments(z, places.records, config, entry)
     return {
         "rank": measure_rank(heldout, "heldout", config),
         "rank_train": measure_rank(train, "train", config),
+        "rank_on": {entry: measure_rank(z, "heldout", config) for entry, z in others.items()},
         "scores": scores,
         "quality": suite_quality(scores, suites),
         **_measure_league(embed, config, trained, corpus),
@@ -322,14 +326,10 @@ def list_tasks(config: RunConfig) -> list[tuple[Task, str]]:
 
 def _tasks_of(entry: str, config: RunConfig) -> list[tuple[Task, str]]:
     """An entry of `tasks`: "synth" (all that count), "synth:NAME" (one), or a folder of HEAR task folders."""
-    if _is_synthetic(entry):
+    if is_synthetic(entry):
         name = entry.partition(":")[2] or None
         return [(task, "synthetic") for task in frozen_tasks(config.task_clips, name)]
     return [(task, "real") for task in _folder_tasks(Path(entry), config)]
-
-
-def _is_synthetic(entry: str) -> bool:
-    return entry.partition(":")[0] == "synth"
 
 
 def _splits(task: Task) -> list[str]:

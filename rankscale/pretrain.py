@@ -134,7 +134,7 @@ def trunk_end(config: RunConfig) -> int:
 
 def trunk_hash(config: RunConfig) -> str:
     """What "branch" runs have in common that differ only in number of steps, share of decay, and how z is taken."""
-    free = ("decay", "checkpoints", "pool", "layer", "task_clips", "attempt")
+    free = ("decay", "checkpoints", "pool", "layer", "rank_on", "task_clips", "attempt")
     return config.replace(steps=1, **{name: RunConfig.model_fields[name].default for name in free}).hash
 
 

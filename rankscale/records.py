@@ -89,6 +89,7 @@ class RunRecord(_Part):
     history: list[HistoryPoint] = []
     rank: Rank | None = None
     rank_train: Rank | None = None
+    rank_on: dict[str, Rank | None] = {}  # entry of the configuration's rank_on -> as rank, on clips not trained on
     league: dict[str, float | None] = {}  # label-free numbers on held-out clips, by the names in `league.NUMBERS`
     league_missing: dict[str, str] = {}  # number -> why it is None
     league_version: str | None = None  # None: made before there was a league
@@ -145,17 +146,22 @@ def record_path(folder: Path, config: RunConfig) -> Path:
     return folder / f"{config.hash}.json"
 
 
-def moments_path(folder: Path, config: RunConfig) -> Path:
-    """Where the second moments of a run's held-out embeddings stand: beside its record."""
-    return folder / f"{config.hash}.safetensors"
+def moments_path(folder: Path, config: RunConfig, entry: str = "") -> Path:
+    """Where the second moments of a run's held-out embeddings stand: beside its record.
+
+    entry: of its portable `rank_on`, for those of other audio.
+    """
+    name = f"-{entry.replace(':', '-')}" if entry else ""
+    return folder / f"{config.hash}{name}.safetensors"
 
 
-def write_moments(z: np.ndarray, folder: Path, config: RunConfig) -> Path:
+def write_moments(z: np.ndarray, folder: Path, config: RunConfig, entry: str = "") -> Path:
     """Keep mean and scatter of embeddings z (n_clip, dim), from which any spectrum can be computed again.
 
-    Read them with `SpectrumAccumulator.load`. Singular values below 6e-8 of the largest are lost in the squares.
+    entry: as in `moments_path`. Read them with `SpectrumAccumulator.load`. Singular values below 6e-8 of the largest
+    are lost in the squares.
     """
-    return SpectrumAccumulator(z.shape[1]).update(z).save(moments_path(folder, config))
+    return SpectrumAccumulator(z.shape[1]).update(z).save(moments_path(folder, config, entry))
 
 
 def write_record(record: RunRecord, folder: Path) -> Path:
@@ -178,10 +184,10 @@ def publish(configs: Iterable[RunConfig], folder: Path, published: Path) -> list
     """
     there = [config for config in configs if record_path(folder, config).exists()]
     paths = [write_record(read_record(record_path(folder, config)), published) for config in there]
-    for config in there:
-        moments = moments_path(folder, config)
+    for config, entry in [(each, entry) for each in there for entry in ("", *each.portable().rank_on)]:
+        moments = moments_path(folder, config, entry)
         if moments.exists():  # a run without embeddings, or one from before they were kept, has none
-            write_atomically(moments_path(published, config), partial(shutil.copyfile, moments))
+            write_atomically(moments_path(published, config, entry), partial(shutil.copyfile, moments))
     if paths:
         write_table(read_records(published), published.with_suffix(".csv"))
     return paths
@@ -227,7 +233,7 @@ def runs_table(records: Iterable[RunRecord]) -> pd.DataFrame:
 def write_table(records: Iterable[RunRecord], path: Path) -> Path:
     """The table of runs as CSV, for those who want the numbers and not this package; lists are joined by +."""
     table = runs_table(records)
-    for name in ("corpus", "tasks"):
+    for name in ("corpus", "tasks", "rank_on"):
         table[name] = table[name].map("+".join)
     return write_atomically(path, lambda temporary: table.to_csv(temporary, index=False))
 

@@ -19,9 +19,9 @@ DATA_FLOW = (
     "config", "storage", "terminal", "process", "devices", "distributed", "sound.synth", "sound.files", "sound.tasks",
     "sound.datasets", "sound.shards", "sound.synthetic_tasks", "sound.event_task", "mel", "corpus", "mae", "dasheng",
     "hear", "embed", "spectra", "probe", "league", "supervised", "budget", "pretrain", "records", "experiment", "sweep",
-    "axes", "arms", "laws", "estimands", "verdict", "early", "planner", "charts", "axis_charts", "law_charts",
-    "fit_charts", "early_charts", "plan_charts", "report", "law_report", "place", "hear_eval", "frames", "frame_charts",
-    "widgets", "chapters", "data_commands", "cli",
+    "axes", "arms", "shift", "laws", "estimands", "verdict", "early", "planner", "charts", "axis_charts", "law_charts",
+    "fit_charts", "early_charts", "plan_charts", "shift_charts", "report", "law_report", "place", "hear_eval", "frames",
+    "frame_charts", "widgets", "chapters", "data_commands", "cli",
 )  # fmt: skip
 ESCAPED = re.compile(r"([\\*`|_])")
 

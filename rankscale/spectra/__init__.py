@@ -5,7 +5,7 @@ spectrum; `sample` what they would be with more clips, and intervals; `geometry`
 `layers` the spectra of every layer of a network in one pass.
 """
 
-from rankscale.spectra.accumulate import SpectrumAccumulator, SpectrumWarning
+from rankscale.spectra.accumulate import SpectrumAccumulator, SpectrumWarning, mixture
 from rankscale.spectra.decompose import spectrum
 from rankscale.spectra.geometry import alignment, coherence, lidar, self_cluster, uniformity
 from rankscale.spectra.layers import LayerSpectra
@@ -51,6 +51,7 @@ __all__ = [
     "effective_rank",
     "effective_rank_squared",
     "lidar",
+    "mixture",
     "nesum",
     "participation_ratio",
     "power_law_tail",

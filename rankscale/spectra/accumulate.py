@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +240,29 @@ class SpectrumAccumulator:
         state.rows = int(metadata["rows"])
         state.mean, state._about_mean = tensors["mean"].to(device), tensors["about_mean"].to(device)
         return state
+
+
+def mixture(parts: Sequence[SpectrumAccumulator], shares: Sequence[float]) -> SpectrumAccumulator:
+    """Moments of a mixture in which rows of part i make up shares[i] of all, whatever their number.
+
+    By the law of total covariance: mean m = sum w_i m_i, covariance = sum w_i (C_i + (m_i - m)(m_i - m)^T). Its `rows`
+    are the whole number of rows that its mean is as certain as, 1 / sum(w_i^2 / n_i) (Kish 1965). Shares in proportion
+    to the parts' rows give what merging them does. Raises ValueError unless all parts have rows, one width and method
+    "gram", and the shares, none negative, sum to 1.
+    """
+    if len(parts) != len(shares) or min(shares, default=-1) < 0 or abs(sum(shares) - 1) > 1e-9:
+        raise ValueError(f"shares {list(shares)}: give each of the {len(parts)} parts one, from 0 up, with sum 1")
+    kinds = {(part.dim, part.method, part.rows > 0) for part in parts}
+    if len(kinds) > 1 or not all(part.rows and part.method == "gram" for part in parts):
+        found = [(part.dim, part.method, part.rows) for part in parts]
+        raise ValueError(f"a mixture needs parts of one width, with method 'gram' and with rows; got {found}")
+    rows = round(1 / sum(share**2 / part.rows for share, part in zip(shares, parts, strict=True)))
+    mixed = SpectrumAccumulator(parts[0].dim, device=parts[0].mean.device)
+    for part, share in zip(parts, shares, strict=True):
+        if share:
+            mixed._add(share * rows, part.mean, part._about_mean * (share * rows / part.rows), summed=True)
+    mixed.rows = rows
+    return mixed
 
 
 def _add_product(gram: Tensor, block: Tensor) -> None:

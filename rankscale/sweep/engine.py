@@ -198,8 +198,8 @@ def prepare_all(configs: Sequence[RunConfig], cache: Path, workers: int, device:
 
     Sweeps side by side wait for each other here, rather than make the same clips twice.
     """
-    fields = ("corpus", "corpus_seed", "clips", "real_share", "clip_s", "patch_frames", "rank_clips", "tasks",
-              "task_clips", "test_folds")  # fmt: skip
+    fields = ("corpus", "corpus_seed", "clips", "real_share", "clip_s", "patch_frames", "rank_clips", "rank_on",
+              "tasks", "task_clips", "test_folds")  # fmt: skip
     with hold_lock(cache / "prepare.lock"):
         for config in {key_of(config, fields): config for config in configs}.values():
             prepare(config, cache, workers, device=device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from rankscale.budget import budget
-from rankscale.config import BANDS, RunConfig
+from rankscale.config import BANDS, RunConfig, is_synthetic
 from rankscale.corpus import SHARD, synth_folder, synth_mels
 from rankscale.experiment import missing_tasks
 from rankscale.mae import MAE, decay_groups
@@ -221,8 +221,8 @@ def _measure_time(config: RunConfig, n_task: int, known: Sequence[RunRecord]) ->
 
 
 def _count_tasks(config: RunConfig) -> int:
-    folders = [entry for entry in config.tasks if not entry.startswith("synth")]
-    n_synthetic = sum(len(FROZEN) if entry == "synth" else 1 for entry in config.tasks if entry.startswith("synth"))
+    folders = [entry for entry in config.tasks if not is_synthetic(entry)]
+    n_synthetic = sum(len(FROZEN) if entry == "synth" else 1 for entry in config.tasks if is_synthetic(entry))
     return n_synthetic + sum(len(find_tasks(folder)) for folder in folders)
 
 
@@ -274,11 +274,13 @@ def missing_audio_s(configs: Iterable[RunConfig], cache: Path) -> float:
     """Seconds of synthetic audio that the corpora of these runs still need."""
     shards: dict[tuple[Path, float], tuple[int, int]] = {}
     for config in configs:
-        if "synth" in config.corpus:
-            share = 1.0 if len(config.corpus) == 1 else 1 - config.real_share
-            key = (synth_folder(config, cache), config.clip_s)
+        share = 1.0 if len(config.corpus) == 1 else 1 - config.real_share
+        wanted = [(entry, share * config.clips, share * config.rank_clips) for entry in config.corpus]
+        wanted += [(entry, 0, config.rank_clips) for entry in config.rank_on]
+        for entry, *counts in filter(lambda each: is_synthetic(each[0]), wanted):
+            key = (synth_folder(entry, config, cache), config.clip_s)
             train, heldout = shards.get(key, (0, 0))
-            n_train, n_heldout = (math.ceil(share * n / SHARD) for n in (config.clips, config.rank_clips))
+            n_train, n_heldout = (math.ceil(n / SHARD) for n in counts)
             shards[key] = (max(train, n_train), max(heldout, n_heldout))
     missing = {key: max(0, sum(n) - len(list(key[0].glob("*.npy")))) for key, n in shards.items()}
     return sum(n * SHARD * clip_s for (_, clip_s), n in missing.items())
