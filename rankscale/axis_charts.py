@@ -7,6 +7,7 @@ grey and dashed, so that what an axis does by itself can be told from what train
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle, islice
 
 import altair as alt
@@ -15,11 +16,13 @@ import pandas as pd
 
 from rankscale.arms import MIDDLE, SEVERAL, against_centre, less_base
 from rankscale.axes import AXES, Axis, Study, pooled_sd
-from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, rounded
+from rankscale.charts import AXIS_COLOURS, AXIS_SHAPES, CATEGORY_COLOURS, INK, WIDTH, round_table, rounded
 
 PROBE_NAMES = {"linear": "linear", "mlp": "MLP", "knn": "kNN", "linear_rp32": "linear, 32 random directions"}
 SUITE_NAMES = {"synthetic": "synthetic tasks", "real": "real tasks"}
 UNTRAINED, TRAINED = "untrained", "trained"
+
+_near = partial(round_table, exact=("value",))
 
 
 def measure_name(probe: str, suite: str) -> str:
@@ -53,12 +56,6 @@ def _across(axis: Axis, values: Sequence[float], title: bool = True) -> alt.X:
 def _ticks(high: float) -> str:
     """How the values of an axis are written: 65,536 in full; with a precision, or Vega rounds 0.875 to 0.9."""
     return ",d" if high >= 1000 else ".4~g"
-
-
-def _near(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as short as a figure can show them: a page holds all of them as text."""
-    floats = table.select_dtypes("floating").columns.drop("value", errors="ignore")  # a place on the axis is exact
-    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
 
 
 def along_chart(study: Study, rank: str = "rankme") -> alt.VConcatChart:

@@ -279,6 +279,12 @@ def rounded(values: np.ndarray, digits: int = 5) -> np.ndarray:
     return np.where(np.isfinite(short), short, values)
 
 
+def round_table(table: pd.DataFrame, digits: int = 4, exact: Sequence[str] = ()) -> pd.DataFrame:
+    """A table with its fractions `rounded`, but for the columns in `exact`, such as places on an axis."""
+    floats = table.select_dtypes("floating").columns.drop(list(exact), errors="ignore")
+    return table.assign(**{name: rounded(table[name].to_numpy(), digits) for name in floats})
+
+
 # --- figures ----------------------------------------------------------------------------------------------
 
 

@@ -7,13 +7,7 @@ import pandas as pd
 
 from rankscale.arms import MIDDLE, SEVERAL
 from rankscale.axis_charts import COLOURS
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded, sliders
-
-
-def _near(table: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as short as a figure can show them."""
-    floats = table.select_dtypes("floating").columns
-    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, round_table, sliders
 
 
 def paths_chart(table: pd.DataFrame, name: str = "paths") -> alt.Chart:
@@ -33,7 +27,7 @@ def paths_chart(table: pd.DataFrame, name: str = "paths") -> alt.Chart:
     x = alt.X(
         "step:Q", title="training step", scale=alt.Scale(type="symlog", constant=10, domain=[0, last], nice=False)
     )
-    line = alt.Chart(_near(table)).transform_calculate(
+    line = alt.Chart(round_table(table)).transform_calculate(
         y=f"{shown.name} == '{options[0]}' ? datum.relative : datum.rankme"
     )
     thick = alt.when(alt.datum.axis == MIDDLE).then(alt.value(4)).otherwise(alt.value(1.8))
@@ -57,7 +51,7 @@ def training_chart(table: pd.DataFrame, title: str, name: str = "training") -> a
     table: columns share (of the steps), series, estimate, low, high, and perhaps measure, chosen below the figure. A
     click on a series in the legend brings out its band.
     """
-    near, series = _near(table), list(dict.fromkeys(table["series"]))
+    near, series = round_table(table), list(dict.fromkeys(table["series"]))
     params, base = [], alt.Chart(near)
     if "measure" in near:
         options = list(dict.fromkeys(near["measure"]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded, sliders
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, round_table, rounded, sliders
 
 FITTED, LARGER = "fitted", "held out"
 GRID = 61  # places at which the explorer's curve is drawn
@@ -17,10 +18,7 @@ ENDS = {"exponent": (0.02, 0.92), "ceiling": (0.5, 1.2)}  # of the explorer's sl
 STEPS = {"exponent": 0.01, "ceiling": 0.005}
 CELLS = (40, 36)  # of the explorer's map
 
-
-def _near(table: pd.DataFrame) -> pd.DataFrame:
-    """Digits that a figure can show."""
-    return table.assign(**{name: rounded(table[name].to_numpy()) for name in table.select_dtypes("float").columns})
+_near = partial(round_table, digits=5)
 
 
 def _log(column: str, title: str, domain: Sequence[float] = ()) -> dict:

@@ -8,7 +8,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, round_table
 from rankscale.sound.tasks import Event
 
 KINDS = {"trained": "circle", "untrained": "square", "short": "diamond", "log-Mel": "cross"}
@@ -21,11 +21,6 @@ def _menu(name: str, label: str, options: Mapping[str, str]) -> alt.Parameter:
     return alt.param(name=name, value=next(iter(options)), bind=bind)
 
 
-def _short(table: pd.DataFrame) -> pd.DataFrame:
-    floats = table.select_dtypes("floating").columns
-    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
-
-
 def encoders_chart(
     table: pd.DataFrame, across: Mapping[str, str], up: Mapping[str, str], name: str = "encoders", equal: bool = False
 ) -> alt.LayerChart:
@@ -35,7 +30,7 @@ def encoders_chart(
     mapping of one column needs no menu. equal: draw the line on which both are the same.
     """
     columns = dict.fromkeys(["label", "kind", "width", "seed", *across, *up])
-    shown = _short(table[list(columns)].assign(width=table["width"].astype(str)))
+    shown = round_table(table[list(columns)].assign(width=table["width"].astype(str)))
     menus = {side: _menu(f"{name}_{side}", label, columns) for side, label, columns in
              (("x", "across", across), ("y", "up", up)) if len(columns) > 1}  # fmt: skip
     chart = alt.Chart(shown)
@@ -69,7 +64,7 @@ def shares_chart(table: pd.DataFrame) -> alt.Chart:
     means = table.groupby("label", sort=False)[["within_share", "position_share"]].mean().reset_index()
     means = means.assign(between=1 - means["within_share"], place=means["position_share"])
     means = means.assign(rest=means["within_share"] - means["place"])
-    long = _short(means.melt(["label"], list(PARTS), "part", "share"))
+    long = round_table(means.melt(["label"], list(PARTS), "part", "share"))
     long["order"] = long["part"].map(list(PARTS).index)
     long["part"] = long["part"].map(PARTS)
     colours = alt.Scale(domain=list(PARTS.values()), range=CATEGORY_COLOURS[: len(PARTS)])
@@ -92,7 +87,7 @@ def lengths_chart(table: pd.DataFrame, measures: Mapping[str, str], name: str = 
 
     table: columns seconds, encoder, arrangement and those of measures, with their names in words.
     """
-    shown = _short(table[["seconds", "encoder", "arrangement", *measures]])
+    shown = round_table(table[["seconds", "encoder", "arrangement", *measures]])
     menu = _menu(f"{name}_measure", "shown", measures)
     seconds = sorted(shown["seconds"].unique())
     look = alt.Axis(values=seconds, format="~g")
@@ -120,7 +115,7 @@ def heard_chart(
     at_ms: (frame,). probabilities: (frame, label), 0 to 1. events: the truth; labels: in the order of the columns.
     """
     frame = pd.DataFrame(probabilities, columns=list(labels)).assign(seconds=np.asarray(at_ms) / 1000)
-    long = _short(frame.melt(["seconds"], list(labels), "label", "probability"))
+    long = round_table(frame.melt(["seconds"], list(labels), "label", "probability"))
     truth = pd.DataFrame(
         [(e.label, e.start_ms / 1000, e.end_ms / 1000) for e in events], columns=["label", "on", "off"]
     )

@@ -5,19 +5,14 @@ from __future__ import annotations
 import altair as alt
 import pandas as pd
 
-from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, rounded
+from rankscale.charts import CATEGORY_COLOURS, INK, WIDTH, round_table
 
 SHAPES = ["square", "triangle-up", "cross"]
 KNOWN, BEYOND = "within three times the records", "further out"
 
 
-def _near(table: pd.DataFrame) -> pd.DataFrame:
-    floats = table.select_dtypes("floating").columns
-    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
-
-
 def _layers(base: alt.Chart, quality: str) -> alt.LayerChart:
-    """Predicted quality over width with its interval, filled where records are near; a rule marks the best width."""
+    """Predicted quality over width, with intervals, marked by how far the records are; a rule at the best width."""
     x = alt.X("width:Q", title="width (dimensions)", scale=alt.Scale(type="log", nice=False, padding=12))
     x = x.axis(values=[32, 64, 128, 256, 512, 1024], format="d")
     y = alt.Y("q:Q", title=f"predicted {quality}", scale=alt.Scale(zero=False, padding=6))
@@ -27,8 +22,8 @@ def _layers(base: alt.Chart, quality: str) -> alt.LayerChart:
     shapes = alt.Scale(domain=[KNOWN, BEYOND], range=["circle", "triangle-up"])
     colour = alt.Color("place:N", title=None, scale=colours, legend=alt.Legend(columns=1, labelLimit=260))
     shape = alt.Shape("place:N", title=None, scale=shapes)
-    bars = base.mark_rule(strokeWidth=2).encode(x=x, y=y.axis(format=".2f"), y2="high:Q", color=colour)
-    bars = bars.encode(y=alt.Y("low:Q", title=f"predicted {quality}", scale=alt.Scale(zero=False, padding=6)))
+    low = alt.Y("low:Q", title=f"predicted {quality}", scale=alt.Scale(zero=False, padding=6))
+    bars = base.mark_rule(strokeWidth=2).encode(x=x, y=low, y2="high:Q", color=colour)
     dots = base.mark_point(size=70, filled=True, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tips)
     best = base.transform_joinaggregate(most="max(q)").transform_filter("datum.q >= datum.most")
     rule = best.mark_rule(color=INK, strokeDash=[4, 4]).encode(x=x)
@@ -40,7 +35,7 @@ def options_chart(options: pd.DataFrame, quality: str = "quality Q") -> alt.Laye
 
     options: columns width, steps, heard_h, epochs, q, low, high, place (`KNOWN` or `BEYOND`).
     """
-    return _layers(alt.Chart(_near(options)), quality).properties(width=WIDTH, height=240)
+    return _layers(alt.Chart(round_table(options)), quality).properties(width=WIDTH, height=240)
 
 
 def planner_explorer(rows: pd.DataFrame, quality: str = "quality Q", name: str = "planner") -> alt.VConcatChart:
@@ -61,7 +56,7 @@ def planner_explorer(rows: pd.DataFrame, quality: str = "quality Q", name: str =
             ("audio", len(hours) // 2, len(hours) - 1, "hours of audio "),
         )
     ]
-    base = alt.Chart(_near(rows)).transform_filter(f"datum.i == {name}_compute && datum.j == {name}_audio")
+    base = alt.Chart(round_table(rows)).transform_filter(f"datum.i == {name}_compute && datum.j == {name}_audio")
     best = base.transform_joinaggregate(most="max(q)").transform_filter("datum.q >= datum.most")
     head = "format(datum.flop, '.2~e') + ' FLOP, ' + format(datum.audio_h, ',') + ' h of audio'"
     plan = "'width ' + datum.width + ', ' + format(datum.steps, ',') + ' steps, ' + format(datum.epochs, '.2~r')"
@@ -83,15 +78,15 @@ def forecast_chart(table: pd.DataFrame, x: str) -> alt.LayerChart:
 
     table: columns run, by (who predicted), predicted, low, high, measured. x: name of what is predicted.
     """
-    table = _near(table)
+    table = round_table(table)
     runs, who = list(dict.fromkeys(table["run"])), list(dict.fromkeys(table["by"]))
     scale = alt.Scale(zero=False, padding=6)
     y = alt.Y("run:N", title=None, sort=runs, axis=alt.Axis(labelLimit=170))
     offset = alt.YOffset("by:N", sort=who)
-    colour = alt.Color("by:N", title=None, scale=alt.Scale(domain=who, range=CATEGORY_COLOURS[: len(who)]))
-    shape = alt.Shape(
-        "by:N", title=None, scale=alt.Scale(domain=who, range=["square", "triangle-up", "cross"][: len(who)])
-    )
+    looks = [alt.Scale(domain=who, range=kind[: len(who)]) for kind in (CATEGORY_COLOURS, SHAPES)]
+    legend = alt.Legend(columns=1, labelLimit=260)
+    colour = alt.Color("by:N", title=None, scale=looks[0], legend=legend)
+    shape = alt.Shape("by:N", title=None, scale=looks[1], legend=legend)
     base = alt.Chart(table)
     told = ["run:N", "by:N", "predicted:Q", "low:Q", "high:Q", "measured:Q"]
     bars = base.mark_rule(strokeWidth=3, opacity=0.6).encode(
@@ -105,11 +100,11 @@ def forecast_chart(table: pd.DataFrame, x: str) -> alt.LayerChart:
 
 
 def frontier_chart(table: pd.DataFrame, quality: str = "quality Q") -> alt.LayerChart:
-    """The best predicted quality over compute, one line for each amount of audio, dashed where records are far.
+    """The best predicted quality over compute, one line for each amount of audio, pale where records are far.
 
     table: columns flop, audio_h, q, width, epochs, place; audio_h is in hours.
     """
-    table = _near(table).assign(audio=[f"{hours:,.4g} h" for hours in table["audio_h"]])
+    table = round_table(table).assign(audio=[f"{hours:,.4g} h" for hours in table["audio_h"]])
     order = list(dict.fromkeys(table.sort_values("audio_h")["audio"]))
     x = alt.X("flop:Q", title="training compute (FLOP)", scale=alt.Scale(type="log", nice=False)).axis(format=".0e")
     y = alt.Y("q:Q", title=f"best predicted {quality}", scale=alt.Scale(zero=False, padding=6))

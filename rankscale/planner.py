@@ -107,7 +107,8 @@ class QualityLaw:
         best = int(np.argmin([each.objective for each in fits]))
         clusters, strata = [table["trunk"].to_numpy()], table["shape"].to_numpy()
         weights = draw_weights(len(table), clusters, strata, draws, seed)
-        near = [i for i in range(len(fits)) if fits[i].objective < 2 * fits[best].objective]
+        # A value of R* that fits much worse than the best one comes first in no resample worth its time.
+        near = [i for i in range(len(fits)) if fits[i].objective <= 2 * fits[best].objective]
         drawn = {i: refit(fits[i], weights) for i in near}
         losses = np.stack([_losses(fits[i], drawn[i], weights) for i in near], axis=1)
         of = np.array(near)[losses.argmin(axis=1)]

@@ -12,17 +12,12 @@ import numpy as np
 import pandas as pd
 
 from rankscale.axis_charts import PROBE_NAMES, SUITE_NAMES
-from rankscale.charts import FAMILY_COLOURS, HEAT, INK, WIDTH, rounded
+from rankscale.charts import FAMILY_COLOURS, HEAT, INK, WIDTH, round_table, rounded
 from rankscale.config import FAMILIES
 from rankscale.shift import MIXTURE, RECORDINGS
 
 ORDER = [*FAMILIES, MIXTURE, RECORDINGS]
 SHAPES = dict(zip((*FAMILIES, MIXTURE), ("circle", "square", "triangle-up", "diamond"), strict=True))
-
-
-def _near(table: pd.DataFrame) -> pd.DataFrame:
-    floats = table.select_dtypes("floating").columns
-    return table.assign(**{name: rounded(table[name].to_numpy(), 4) for name in floats})
 
 
 def _family_marks(names: Sequence[str]) -> tuple[alt.Color, alt.Shape]:
@@ -44,7 +39,7 @@ def matrix_chart(table: pd.DataFrame, column: str, title: str) -> alt.LayerChart
     """
     means = table.groupby(["trained", "across"], as_index=False)[column].mean()
     middle = (means[column].min() + means[column].max()) / 2
-    means = _near(means).assign(bright=means[column] > middle, same=means["trained"] == means["across"])
+    means = round_table(means).assign(bright=means[column] > middle, same=means["trained"] == means["across"])
     seen = [name for name in [*ORDER, "all"] if name in set(means["across"])]
     x = alt.X("across:N", title=None, sort=seen).axis(orient="top", labelAngle=0, labelFontSize=11)
     y = alt.Y("trained:N", title="trained on", sort=_trained(means))
@@ -66,7 +61,7 @@ def foreign_chart(table: pd.DataFrame, probe: str = "linear") -> alt.LayerChart:
     """
     table = table[table["probe"] == probe]
     tasks = table["family"].replace("all", "all families") + ", " + table["suite"].map(SUITE_NAMES)
-    table = _near(table[["trained", "seed", "measured", "rankme", "q"]].assign(tasks=tasks))
+    table = round_table(table[["trained", "seed", "measured", "rankme", "q"]].assign(tasks=tasks))
     menus = []
     for name, column, label in (("rank", "measured", "RankMe measured on: "), ("tasks", "tasks", "Q of tasks: ")):
         options = sorted(
@@ -89,7 +84,7 @@ def regret_chart(table: pd.DataFrame) -> alt.LayerChart:
 
     table: `shift.choices`. Points on audio like that of the tasks are filled.
     """
-    table = _near(table).assign(
+    table = round_table(table).assign(
         tasks=table["family"].replace("all", "all families") + ", " + table["suite"],
         audio=np.where(table["match"], "like the tasks'", "foreign"),
     )
@@ -121,7 +116,7 @@ def triangle_chart(table: pd.DataFrame, column: str = "rankme", title: str = "Ra
     """
     left, right, top = FAMILIES
     side = np.sqrt(3) / 2
-    table = _near(table).assign(x=table[right] + table[top] / 2, y=side * table[top])
+    table = round_table(table).assign(x=table[right] + table[top] / 2, y=side * table[top])
     table = table.assign(ring=table[column] == table.groupby("trained")[column].transform("max"))
     names = _trained(table)
     menu = alt.param(
@@ -151,7 +146,7 @@ def share_chart(table: pd.DataFrame, column: str = "rankme", title: str = "RankM
 
     table: columns trained, family, share (of that family, the others sharing the rest evenly), and the column.
     """
-    table = _near(table[["trained", "family", "share", column]])
+    table = round_table(table[["trained", "family", "share", column]])
     names, steps = _trained(table), np.sort(table["share"].unique())
     family = alt.param(
         name="share_family", value=FAMILIES[0], bind=alt.binding_select(options=list(FAMILIES), name="share of: ")
