@@ -4,7 +4,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
+from drawing import draw
 
 from rankscale import arms, axes, axis_charts, charts
 from rankscale.chapters import find_root
@@ -23,13 +23,6 @@ def table():
 @pytest.fixture(scope="module")
 def studies():
     return arms.studies(RECORDS)
-
-
-def draw(chart):
-    with alt.theme.enable("rankscale"):
-        spec = chart.to_json()
-    assert len(spec) < 400_000
-    return vl_convert.vegalite_to_svg(spec, vl_version="6.4")
 
 
 def test_every_finished_run_in_reach_is_in_the_table_once(table):

@@ -2,22 +2,14 @@
 
 import re
 
-import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
-import vl_convert
+from drawing import draw
 
 from rankscale import charts, fit_charts
 
 POINT = 'aria-roledescription="point"'
-
-
-def draw(chart):
-    with alt.theme.enable("rankscale"):
-        spec = chart.to_json()
-    assert len(spec) < 400_000
-    return vl_convert.vegalite_to_svg(spec, vl_version="6.4")
 
 
 @pytest.fixture

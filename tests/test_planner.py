@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from drawing import draw
 
 from rankscale import arms, plan_charts, planner
 from rankscale.axes import CENTRE
@@ -268,8 +268,9 @@ def test_the_predictions_are_of_runs_that_are_planned():
 def test_the_explorer_has_every_budget_and_two_sliders(ready):
     rows = pd.concat([ready.plan(flop, hours).table().assign(flop=flop, audio_h=hours, watch=20.0)
                       for flop in (1e12, 1e13) for hours in (1, 30)])  # fmt: skip
-    chart = plan_charts.planner_explorer(rows).to_dict()
-    assert len(chart["params"]) == 2
+    drawn = plan_charts.planner_explorer(rows)
+    chart = drawn.to_dict()
+    assert len(chart["params"]) == 2 and "FLOP, 30 h of audio" in draw(drawn)
     assert sum(len(rows) for rows in chart["datasets"].values()) == len(rows)
 
 
@@ -277,7 +278,9 @@ def test_forecasts_show_every_run_and_predictor():
     rows = [("a", "one", 0.2, 0.1, 0.3, 0.25), ("a", "two", 0.3, 0.2, 0.4, 0.25)]
     table = pd.DataFrame(rows, columns=["run", "by", "predicted", "low", "high", "measured"])
     chart = plan_charts.forecast_chart(table, "Q")
-    assert isinstance(chart, alt.LayerChart) and chart.to_dict()["layer"][0]["encoding"]["color"]["field"] == "by"
+    assert chart.to_dict()["layer"][0]["encoding"]["color"]["field"] == "by"
+    svg = draw(chart)
+    assert svg.count(">one<") == svg.count(">two<") == 1  # in the legend, in full
 
 
 def test_the_frontier_has_a_line_for_each_amount_of_audio(ready):

@@ -1,12 +1,13 @@
 """Corpora of one family of sounds, RankMe on other audio, mixtures in any shares, and what is read off them."""
 
-import altair as alt
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
-import vl_convert
+from drawing import draw
 from pydantic import ValidationError
 
 from rankscale import records, shift, shift_charts
@@ -322,21 +323,17 @@ def test_shares_go_round_the_triangle_and_along_its_heights():
     assert np.allclose(along.sum(axis=1), 1)
 
 
-def draw(chart):
-    with alt.theme.enable("rankscale"):
-        spec = chart.to_json()
-    assert len(spec) < 120_000
-    return vl_convert.vegalite_to_svg(spec, vl_version="6.4")
+draw_small = partial(draw, most=120_000)
 
 
 def test_the_figures_can_be_drawn(short):
     ranks, quality = shift.ranks_table(short), shift.quality_table(short)
-    svg = draw(shift_charts.matrix_chart(ranks.rename(columns={"measured": "across"}), "rankme", "RankMe"))
+    svg = draw_small(shift_charts.matrix_chart(ranks.rename(columns={"measured": "across"}), "rankme", "RankMe"))
     assert f"{ranks.groupby(['trained', 'measured'])['rankme'].mean().max():.1f}" in svg
-    assert "RankMe on the chosen audio" in draw(shift_charts.foreign_chart(shift.both(ranks, quality)))
-    assert "music, synthetic" in draw(shift_charts.regret_chart(shift.choices(ranks, quality)))
+    assert "RankMe on the chosen audio" in draw_small(shift_charts.foreign_chart(shift.both(ranks, quality)))
+    assert "music, synthetic" in draw_small(shift_charts.regret_chart(shift.choices(ranks, quality)))
     moments = shift.family_moments(short[0], ROOT / "data" / "runs")
     whole = shift.mixed_ranks(moments, shift.triangle(4)).assign(trained="speech")
-    assert f"highest: {whole['rankme'].max():.3g} with" in draw(shift_charts.triangle_chart(whole))
+    assert f"highest: {whole['rankme'].max():.3g} with" in draw_small(shift_charts.triangle_chart(whole))
     along = shift.mixed_ranks(moments, shift.towards("music")).assign(trained="speech", family="music")
-    assert "share of the chosen family" in draw(shift_charts.share_chart(along.assign(share=along["music"])))
+    assert "share of the chosen family" in draw_small(shift_charts.share_chart(along.assign(share=along["music"])))
