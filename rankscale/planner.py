@@ -63,10 +63,13 @@ def planning_runs(
     rate count that had the best quality at the centre's length; a width that never ran at that length has to have been
     tried at one rate only. without: arms (`arms.arm_of`) that are left out.
     Columns of `arms.sweep_table`, and heard (clips, with repeats), trunk, shape (what runs of other seeds share).
-    Raises ValueError where a width's rates share no seed.
+    Raises ValueError where a width's rates share no seed, and for a quality that the records do not have.
     """
     kept = [each for each in records if in_reach(each.config, centre) and moved(each.config, centre).keys() <= PLANNED]
     table = sweep_table(kept, centre, frozenset(without))
+    if quality not in table:
+        present = ", ".join(name for name in table.columns if name.startswith("q_"))
+        raise ValueError(f"quality {quality!r}: the records have {present}")
     by_hash = {each.hash: each.config for each in kept}
     rates = {
         width: max(best)

@@ -15,7 +15,7 @@ from rankscale.budget import budget
 from rankscale.cli import main
 from rankscale.planner import Machine, Planner, effective
 from rankscale.pretrain import HistoryPoint, history_steps
-from rankscale.records import Rank, RunRecord, provenance, write_record
+from rankscale.records import Rank, RunRecord, provenance, read_records, write_record
 from rankscale.terminal import TEXT_WIDTH
 
 TRUE = {"E": 0.1, "A": 1.5, "alpha": 0.3, "B": 1.2, "beta": 0.3}
@@ -191,6 +191,11 @@ def test_the_text_fits_a_terminal_and_its_command_is_a_run(ready):
 def test_budgets_that_are_too_small_are_refused_in_words(ready, flop, hours, words):
     with pytest.raises(ValueError, match=words):
         ready.plan(flop, hours)
+
+
+def test_a_quality_that_no_record_has_is_named():
+    with pytest.raises(ValueError, match="quality 'q_foo_bar': the records have q_linear_synthetic"):
+        planner.planning_runs(read_records(ROOT / "data" / "runs"), "q_foo_bar")
 
 
 def test_a_gpu_is_a_share_of_its_data_sheet_and_hours_are_spent():
