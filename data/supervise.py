@@ -1,7 +1,8 @@
 """Ceilings: encoders of every width trained on the labels of each synthetic task, end to end.
 
 Writes data/supervised-v1.csv, one row for an encoder, a task and a seed as it is measured; a row that is there is not
-measured again. About an hour and a half on two cores: python data/supervise.py --workers 2
+measured again. Half the steps of data/freeze_tasks.py: what that costs en64-4 stands in data/tasks-v1.csv.
+About three quarters of an hour on two cores: python data/supervise.py --workers 2
 """
 
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,7 +22,7 @@ from rankscale.sound.synthetic_tasks import FROZEN, TASK_VERSION, synthetic_task
 from rankscale.storage import write_atomically
 from rankscale.supervised import load_split, train_supervised
 
-TRAINING = RunConfig(steps=1500, batch=32, lr=1e-3)  # as where the tasks were frozen
+TRAINING = RunConfig(steps=750, batch=32, lr=1e-3)
 KEY = ["encoder", "task", "seed"]
 
 

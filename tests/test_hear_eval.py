@@ -327,12 +327,22 @@ def test_the_command_prints_a_table_and_json(folder, tmp_path):
         ["tones", "top1_acc", f"logmel_{k}"] for k in ("mean", "meanstd")
     ]
     result = command(*args, "--json")
-    found = [hear_eval.Evaluation.model_validate(each) for each in json.loads(result.stdout)]
+    kept = tmp_path / "kept.json"
+    kept.write_text(result.stdout)
+    found = hear_eval.read_evaluations(kept)
     assert [each.encoder for each in found] == ["logmel_mean", "logmel_meanstd"]
     assert f"{found[0].tasks[0].probes['hear'].value:.3f} [" in lines[1]
     rows = hear_eval.table(found)
     assert list(rows.probe) == ["hear", "linear", "knn"] * 2 and (rows.low <= rows.value).all()
     assert str(Path(tmp_path)) not in result.stdout
+
+
+def test_a_file_of_something_else_is_named(tmp_path):
+    path = tmp_path / "other.json"
+    for text, words in (('[{"encoder": "x"}]', r"other\.json: .*0\.digest: Field required"), ("[", "the whole: Invalid")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            hear_eval.read_evaluations(path)
 
 
 def test_folders_are_read_whole_or_by_the_fold_that_no_corpus_holds(folder):

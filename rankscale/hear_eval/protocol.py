@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
@@ -360,6 +360,16 @@ def _qualities(scores: Sequence[TaskScore]) -> dict[str, dict[str, float]]:
             above_chance = (of.value - score.chance) / (1 - score.chance)
             found[probe].setdefault(score.suite, {})[score.task] = above_chance
     return {probe: {suite: quality(of) for suite, of in suites.items()} for probe, suites in found.items() if suites}
+
+
+def read_evaluations(path: str | Path) -> list[Evaluation]:
+    """What `rankscale evaluate --json` printed, from a file. Raises ValueError that names file and field."""
+    try:
+        return TypeAdapter(list[Evaluation]).validate_json(Path(path).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise ValueError(f"{path}: not what `rankscale evaluate --json` prints: {where}: {first['msg']}") from error
 
 
 # --- words ------------------------------------------------------------------------------------------------
