@@ -207,10 +207,12 @@ def length_ranks(
 def over_encoders(
     table: pd.DataFrame, x: str, y: str, given: str | None = None, draws: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Spearman's correlation of two columns over encoders, with a 95 % interval from drawing encoders again.
+    """Spearman's correlation of two columns over encoders, with a 95 % interval from drawing rows again.
 
-    given: a column whose share in both is taken out. Encoders count as independent, which seeds of one configuration
-    are not: the interval is too narrow if anything. NaN where nothing varies. Raises ValueError for fewer than four.
+    table: one row a configuration, the mean of its seeds: rows count as independent, which seeds of one configuration
+    are not. Where configurations are kin (neighbours of one centre) the interval is too narrow; the noise of x and y
+    is not in it. given: a column whose share in both is taken out. draws 0: no interval (NaN); NaN, too, where nothing
+    varies. Raises ValueError for fewer than four rows.
     """
     columns = [x, y] if given is None else [x, y, given]
     values = table[columns].dropna().to_numpy(float)

@@ -19,6 +19,17 @@ def draw(*shape):
     return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
 
 
+# --- tokens -----------------------------------------------------------------------------------------------
+
+
+def test_held_out_clips_are_the_same_however_many_and_lie_behind_the_training_clips():
+    mels = frames.heldout_mels(3, 0.32)
+    assert mels.shape == (3, 64, 32)
+    assert torch.equal(frames.heldout_mels(2, 0.32), mels[:2])
+    wave = frames.synthesize([frames.HELDOUT_START + 2], clip_s=0.32).waveform
+    assert torch.allclose(frames.LogMel()(wave)[..., :32], mels[2:], atol=1e-3)
+
+
 # --- ranks and shares -------------------------------------------------------------------------------------
 
 
@@ -130,6 +141,17 @@ def test_clear_events_are_found_and_events_in_noise_are_not():
     assert found[0.0] < 0.5
 
 
+def test_what_was_heard_is_told_clip_by_clip():
+    """Frames of an event are likelier than the others, in the clip that they belong to."""
+    task, embedded = toy(8.0)
+    heard = frames.linear_onsets(task, embedded)
+    assert len(heard.at_ms) == len(heard.probabilities) == 20
+    for at_ms, probability, (event,) in zip(heard.at_ms, heard.probabilities, task.splits["test"].labels, strict=True):
+        on = (at_ms >= event.start_ms) & (at_ms <= event.end_ms)
+        assert probability.shape == (50, 1)
+        assert probability[on].mean() > 0.6 > 0.4 > probability[~on].mean()
+
+
 def test_scenes_and_several_folds_are_refused():
     for bad in ({"kind": "scene"}, {"folds": TRAIN_VALID_TEST * 2}):
         with pytest.raises(ValueError, match="an event task with one fold"):
@@ -175,6 +197,9 @@ def test_correlations_over_encoders_know_a_common_cause():
     table = pd.DataFrame({"width": width, "x": width + rng.normal(size=80), "y": width + rng.normal(size=80)})
     estimate, low, high = frames.over_encoders(table, "x", "y")
     assert 0.85 < low <= estimate <= high
+    assert estimate == pytest.approx(table["x"].corr(table["y"], method="spearman"))
+    alone = frames.over_encoders(table, "x", "y", draws=0)
+    assert alone[0] == estimate and np.isnan(alone[1:]).all()
     _, low, high = frames.over_encoders(table, "x", "y", given="width")
     assert low < 0 < high
 
