@@ -39,8 +39,8 @@ def encoders_chart(
         chart = chart.transform_calculate(**{side: chosen})
     titles = {side: "chosen below" if len(columns) > 1 else next(iter(columns.values()))
               for side, columns in (("x", across), ("y", up))}  # fmt: skip
-    x = alt.X("x:Q", title=titles["x"], scale=alt.Scale(zero=False, padding=14))
-    y = alt.Y("y:Q", title=titles["y"], scale=alt.Scale(zero=False, padding=14))
+    x = alt.X("x:Q", title=titles["x"], scale=alt.Scale(zero=False, nice=False, padding=14))
+    y = alt.Y("y:Q", title=titles["y"], scale=alt.Scale(zero=False, nice=False, padding=14))
     widths = alt.Scale(domain=sorted(shown["width"].unique(), key=int), range=CATEGORY_COLOURS)
     kinds = [kind for kind in KINDS if kind in set(shown["kind"])]
     shapes = alt.Scale(domain=kinds, range=[KINDS[kind] for kind in kinds])
