@@ -1,6 +1,5 @@
 """`rankscale evaluate`: tasks, folds, leaks, cached embeddings, one tiny event task end to end, and the command."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -339,7 +338,8 @@ def test_the_command_prints_a_table_and_json(folder, tmp_path):
 
 def test_a_file_of_something_else_is_named(tmp_path):
     path = tmp_path / "other.json"
-    for text, words in (('[{"encoder": "x"}]', r"other\.json: .*0\.digest: Field required"), ("[", "the whole: Invalid")):
+    missing = r"other\.json: .*0\.digest: Field required"
+    for text, words in (('[{"encoder": "x"}]', missing), ("[", "the whole: Invalid")):
         path.write_text(text)
         with pytest.raises(ValueError, match=words):
             hear_eval.read_evaluations(path)
