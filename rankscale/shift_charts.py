@@ -54,6 +54,28 @@ def matrix_chart(table: pd.DataFrame, column: str, title: str) -> alt.LayerChart
     return alt.layer(squares, frames, text).properties(width=WIDTH - 170, height={"step": 42})
 
 
+def history_chart(table: pd.DataFrame) -> alt.VConcatChart:
+    """Three numbers during training, one panel each, one line a run in the colour of what it was trained on.
+
+    table: columns trained, seed, step, rankme, top (the largest singular value's share of their sum), heldout_loss.
+    """
+    table = round_table(table)
+    colour, shape = _family_marks(_trained(table))
+    last = int(table["step"].max())
+    ticks = [0, *(step for step in (10, 100, 1000) if step < 0.8 * last), last]
+    scale = alt.Scale(type="symlog", constant=10, domain=[0, last], nice=False)
+    x = alt.X("step:Q", scale=scale).axis(values=ticks, format=",d")
+    titles = {"rankme": "RankMe", "top": "largest share", "heldout_loss": "held-out loss"}
+    base = alt.Chart(table).encode(detail="seed:N", color=colour, tooltip=list(table.columns))
+    panels = []
+    for column, title in titles.items():
+        y = alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False, padding=6))
+        across = x.title("training step" if column == "heldout_loss" else None)
+        line = base.mark_line(strokeWidth=1.5).encode(x=across, y=y)
+        panels.append(line + base.mark_point(size=30, filled=True, opacity=1).encode(x=across, y=y, shape=shape))
+    return alt.vconcat(*(panel.properties(width=WIDTH - 20, height=110) for panel in panels))
+
+
 def foreign_chart(table: pd.DataFrame, probe: str = "linear") -> alt.LayerChart:
     """Quality against RankMe, one point a run; menus choose the audio that rank is measured on, and the tasks.
 
