@@ -450,6 +450,9 @@ def test_the_figures_can_be_drawn(short):
         (shift.name_of(each.config.corpus[0]), each.config.seed, p.step, p.rankme, 0.2, p.heldout_loss)
         for each in short for p in each.history
     ]  # fmt: skip
+    values = np.array(short[0].rank_on["synth:music"].singular_values)[:-1]
+    one = {"trained": "speech", "measured": "music", "index": np.arange(1, len(values) + 1), "share": values}
+    assert "index of the singular value" in draw_small(shift_charts.spectra_chart(pd.DataFrame(one)))
     history = pd.DataFrame(points, columns=["trained", "seed", "step", "rankme", "top", "heldout_loss"])
     drawn = draw_small(shift_charts.history_chart(history))
     assert "largest share" in drawn and "held-out loss" in drawn and "training step" in drawn
