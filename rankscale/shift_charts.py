@@ -41,7 +41,7 @@ def matrix_chart(table: pd.DataFrame, column: str, title: str) -> alt.LayerChart
     middle = (means[column].min() + means[column].max()) / 2
     means = round_table(means).assign(bright=means[column] > middle, same=means["trained"] == means["across"])
     seen = [name for name in [*ORDER, "all"] if name in set(means["across"])]
-    x = alt.X("across:N", title=None, sort=seen).axis(orient="top", labelAngle=0, labelFontSize=11)
+    x = alt.X("across:N", title=None, sort=seen).axis(orient="top", labelAngle=-30, labelOverlap=False)
     y = alt.Y("trained:N", title="trained on", sort=_trained(means))
     scale = alt.Scale(range=HEAT, interpolate="rgb")
     base = alt.Chart(means).encode(x=x, y=y)
@@ -52,6 +52,54 @@ def matrix_chart(table: pd.DataFrame, column: str, title: str) -> alt.LayerChart
     text = base.mark_text(fontSize=12).encode(text=alt.Text(f"{column}:Q", format=".3~r"), color=ink)
     frames = base.transform_filter("datum.same").mark_rect(fillOpacity=0, stroke=INK, strokeWidth=3)
     return alt.layer(squares, frames, text).properties(width=WIDTH - 170, height={"step": 42})
+
+
+def spectra_chart(table: pd.DataFrame) -> alt.LayerChart:
+    """Singular values as shares of their sum, one line for each audio; a menu chooses what was trained on.
+
+    table: columns trained, measured, index (from 1), share (positive).
+    """
+    table = round_table(table, exact=["index"])
+    names = [name for name in ORDER if name in set(table["measured"])]
+    menu = alt.param(
+        name="spectra_trained", value=_trained(table)[0],
+        bind=alt.binding_select(options=_trained(table), name="trained on: "),
+    )  # fmt: skip
+    colours = alt.Scale(domain=names, range=[FAMILY_COLOURS.get(name, INK) for name in names])
+    shapes = alt.Scale(domain=names, range=[SHAPES.get(name, "cross") for name in names])
+    legend = alt.Legend(title="measured on", columns=3, symbolOpacity=1)
+    base = alt.Chart(table).transform_filter(alt.datum.trained == menu)
+    base = base.encode(
+        x=alt.X("index:Q", title="index of the singular value", scale=alt.Scale(type="log", nice=False)),
+        y=alt.Y("share:Q", title="share of the sum", scale=alt.Scale(type="log")),
+        color=alt.Color("measured:N", scale=colours, legend=legend),
+        tooltip=list(table.columns),
+    )
+    dots = base.mark_point(size=25, filled=True, opacity=1)
+    dots = dots.encode(shape=alt.Shape("measured:N", scale=shapes, legend=legend))
+    return alt.layer(base.mark_line(strokeWidth=1.5), dots).add_params(menu).properties(width=WIDTH, height=260)
+
+
+def history_chart(table: pd.DataFrame) -> alt.VConcatChart:
+    """Three numbers during training, one panel each, one line a run in the colour of what it was trained on.
+
+    table: columns trained, seed, step, rankme, top (the largest singular value's share of their sum), heldout_loss.
+    """
+    table = round_table(table)
+    colour, shape = _family_marks(_trained(table))
+    last = int(table["step"].max())
+    ticks = [0, *(step for step in (10, 100, 1000) if step < 0.4 * last), last]
+    scale = alt.Scale(type="symlog", constant=10, domain=[0, last], nice=False)
+    x = alt.X("step:Q", scale=scale).axis(values=ticks, format=",d")
+    titles = {"rankme": "RankMe", "top": "largest share", "heldout_loss": "held-out loss"}
+    base = alt.Chart(table).encode(detail="seed:N", color=colour, tooltip=list(table.columns))
+    panels = []
+    for column, title in titles.items():
+        y = alt.Y(f"{column}:Q", title=title, scale=alt.Scale(zero=False, padding=6))
+        across = x.title("training step" if column == "heldout_loss" else None)
+        line = base.mark_line(strokeWidth=1.5).encode(x=across, y=y)
+        panels.append(line + base.mark_point(size=30, filled=True, opacity=1).encode(x=across, y=y, shape=shape))
+    return alt.vconcat(*(panel.properties(width=WIDTH - 20, height=110) for panel in panels))
 
 
 def foreign_chart(table: pd.DataFrame, probe: str = "linear") -> alt.LayerChart:

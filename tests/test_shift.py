@@ -9,8 +9,10 @@ import soundfile
 import torch
 from drawing import draw
 from pydantic import ValidationError
+from scipy import stats
 
 from rankscale import records, shift, shift_charts
+from rankscale.axes import same_but
 from rankscale.chapters import find_root
 from rankscale.config import FAMILIES, SAMPLE_RATE, RunConfig, profile
 from rankscale.corpus import HELDOUT_START, SHARD, SYNTH_DIGEST, build_corpus, log_mels, synth_folder
@@ -243,8 +245,25 @@ def test_the_runs_of_a_shift_differ_in_corpus_and_seed_alone(short):
     everything = records.read_records(ROOT / "data" / "runs")
     floors = shift.shift_runs(everything, shift.CENTRES["live"], steps=False)
     assert [each.hash for each in floors] == [each.config.untrained().hash for each in short]
-    with pytest.raises(ValueError, match=r"fewer than two corpora .* en64-2, 300 steps.*sweeps/shift\.yaml"):
-        shift.shift_runs(short[:2], shift.CENTRES["live"])
+
+
+def test_a_seed_that_one_corpus_lacks_is_left_out(short):
+    extra = [each.model_copy(update={"config": each.config.replace(seed=7)}) for each in short[:7:2]]
+    with_three = shift.shift_runs([*short, *extra], shift.CENTRES["live"])
+    assert {each.config.seed for each in with_three} == {0, 1, 7} and len(with_three) == 12
+    assert shift.shift_runs([*short, *extra[:3]], shift.CENTRES["live"]) == short
+    with pytest.raises(ValueError, match=r"fewer than two seeds .* en64-2, 300 steps.*sweeps/shift\.yaml"):
+        shift.shift_runs(short[:7], shift.CENTRES["live"])
+
+
+@pytest.mark.parametrize("name", ["small", "live"])
+def test_the_runs_of_the_sweep_are_those_that_the_chapter_looks_for(name):
+    planned = plan(read_spec(ROOT / "data" / "sweeps" / "shift.yaml"))
+    centre = shift.CENTRES[name]
+    for trained in (True, False):
+        wanted = centre if trained else centre.untrained()
+        found = {(e.config.corpus, e.config.seed) for e in planned if same_but(e.config, wanted, ("corpus",))}
+        assert found == {((c,), s) for c in (*ON, "synth") for s in (0, 1)}
 
 
 def test_tables_say_what_the_records_do(short):
@@ -296,6 +315,103 @@ def test_audio_is_like_real_tasks_if_it_is_recorded_or_of_their_family():
     ]  # fmt: skip
 
 
+# --- how sure ---------------------------------------------------------------------------------------------
+
+
+def test_a_sum_over_two_corpora_is_welchs_interval():
+    a, b = np.array([1.0, 4.0, 2.5]), np.array([7.0, 7.5])
+    signed = pd.Series([*a, *-b], index=list("abcde"))
+    total, low, high = shift.sum_over_corpora(signed, pd.Index(["x"] * 3 + ["y"] * 2))
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert (total, low, high) == pytest.approx((a.mean() - b.mean(), expected.low, expected.high))
+
+
+def world(own=0.0, audio=0.0, corpus=0.0, seed=0.0, q_own=0.0):
+    """Eight runs, two of each corpus, on four kinds of audio, with effects of known size."""
+    kinds, ranks, quality, mixed = [*FAMILIES, shift.MIXTURE], [], [], []
+    for i, trained in enumerate(kinds):
+        for s in (0, 1):
+            key = f"{trained}{s}"
+            level = {m: 3 + corpus * i + audio * j + own * (m == trained) + seed * s for j, m in enumerate(kinds)}
+            for measured, log in level.items():
+                rank = np.exp(log)
+                ranks.append((key, s, trained, measured, trained == measured, 100, rank, 30.0 + s, log))
+            for j, family in enumerate([*FAMILIES, "all"]):
+                q = 0.3 + q_own * (family == trained) + 0.01 * s * (j == 0)
+                quality.append((key, s, "linear", "synthetic", family, q, 2, trained))
+            for name, shares in zip((*FAMILIES, None), (*np.eye(3), shift.EVEN_SHARES), strict=True):
+                mixed.append((key, trained, *shares, np.exp(level[name or shift.MIXTURE]), 30.0 + s))
+    columns = ["hash", "seed", "trained", "measured", "own", "n_clip", "rankme", "centred", "log_rank"]
+    names = ["hash", "seed", "probe", "suite", "family", "q", "tasks", "trained"]
+    return (
+        pd.DataFrame(ranks, columns=columns),
+        pd.DataFrame(quality, columns=names),
+        pd.DataFrame(mixed, columns=["hash", "trained", *FAMILIES, "rankme", "centred"]),
+    )
+
+
+def test_the_variance_is_split_into_what_was_put_in():
+    split = shift.split_variance(world(audio=2.0, corpus=1.0)[0])
+    assert split.to_dict() == pytest.approx({"measured on": 0.8, "trained on": 0.2, "interaction": 0, "seed": 0})
+    split = shift.split_variance(world(own=1.0, seed=0.5)[0])
+    assert split["interaction"] == pytest.approx(0.75) and split["seed"] == pytest.approx(0.25)
+
+
+def test_every_set_has_one_run_of_each_corpus():
+    sets = shift.one_of_each(world()[0])
+    assert len({frozenset(each) for each in sets}) == 16
+    assert all(sorted(name[:-1] for name in each) == sorted([*FAMILIES, shift.MIXTURE]) for each in sets)
+
+
+def test_expected_signs_find_what_was_put_in():
+    table = shift.expected_signs(*world(own=0.2, audio=0.4, seed=0.01, q_own=0.1)).set_index("question")
+    own, audio, mixtures, tasks, every, regret, tilt = (row for _, row in table.iterrows())
+    # Mixtures less a family: 0.4 * (3 - 1); the own families' 0.2 less the mixtures' own, 3 of 12 each, cancel.
+    assert own["found"] == pytest.approx(0.2) and own["answer"] == "as expected" and (own["so"], own["of"]) == (6, 6)
+    assert audio["answer"] == "as expected" and audio["by"] == "range" and audio["of"] == 16
+    assert mixtures["found"] == pytest.approx(0.8)
+    assert tasks["found"] == pytest.approx(0.1) and tasks["answer"] == "as expected"
+    assert every["answer"] == "open"  # all alike
+    assert regret["found"] == pytest.approx(0.1) and regret["answer"] == "as expected" and regret["of"] == 3
+    assert tilt["found"] == pytest.approx(-mixtures["found"]) and tilt["answer"] == "as expected"
+
+
+def test_expected_signs_turn_with_what_was_put_in():
+    table = shift.expected_signs(*world(own=-0.2, audio=-0.4, corpus=3.0, q_own=-0.1))
+    answers = dict(zip(table["question"], table["answer"], strict=True))
+    assert [answer for name, answer in answers.items() if "family A" in name] == ["the reverse", "the reverse"]
+    assert answers["what moves RankMe: the audio against the corpus"] == "the reverse"
+    flat = shift.expected_signs(*world(own=-0.2, audio=-0.4, q_own=-0.1), "centred")
+    assert set(flat[flat["question"].str.contains("RankMe")]["answer"]) == {"open"}  # centred: seeds alone differ
+
+
+def test_regrets_count_every_family_once_and_all_never():
+    ranks, quality, _ = world(own=0.2, q_own=0.1)
+    regrets = shift.family_regrets(ranks, quality)
+    assert regrets.index.get_level_values("set").nunique() == 16
+    assert regrets.index.get_level_values("family").unique().tolist() == list(FAMILIES)
+    table = shift.over_families(regrets)
+    # On its own audio each corpus is chosen, and is the best; on any other it is not. Blind: three in four lose 0.1.
+    assert table["mean"].to_dict() == pytest.approx(
+        {"like": 0, "foreign": 0.1, "blind": 0.075, "foreign - like": 0.1, "like - blind": -0.075}, abs=0.005
+    )
+    assert (table["least"] <= table["mean"]).all() and (table["mean"] <= table["most"]).all()
+    each = regrets.groupby("family")["blind"].mean()
+    assert (table.loc["blind", "high"] - table.loc["blind", "low"]) / 2 == pytest.approx(
+        stats.t.ppf(0.975, 2) * each.sem()
+    )
+
+
+def test_the_means_share_is_what_the_mean_says(short):
+    shares = shift.mean_shares(short[:1], ROOT / "data" / "runs").set_index("measured")["mean_share"]
+    assert list(shares.index) == [*FAMILIES, shift.MIXTURE]
+    moments = SpectrumAccumulator.load(records.moments_path(ROOT / "data" / "runs", short[0].config, "synth:music"))
+    squares = moments.mean.square().sum()
+    total = squares + moments._about_mean.trace() / moments.rows
+    assert shares["music"] == pytest.approx(float(squares / total))
+    assert 0.1 < shares["music"] < 0.9
+
+
 def test_a_corner_of_the_triangle_is_the_rank_on_that_family_alone(short):
     moments = shift.family_moments(short[0], ROOT / "data" / "runs")
     table = shift.mixed_ranks(moments, [(1, 0, 0), (0, 0, 1), (1 / 3, 1 / 3, 1 / 3)])
@@ -330,6 +446,16 @@ def test_the_figures_can_be_drawn(short):
     ranks, quality = shift.ranks_table(short), shift.quality_table(short)
     svg = draw_small(shift_charts.matrix_chart(ranks.rename(columns={"measured": "across"}), "rankme", "RankMe"))
     assert f"{ranks.groupby(['trained', 'measured'])['rankme'].mean().max():.1f}" in svg
+    points = [
+        (shift.name_of(each.config.corpus[0]), each.config.seed, p.step, p.rankme, 0.2, p.heldout_loss)
+        for each in short for p in each.history
+    ]  # fmt: skip
+    values = np.array(short[0].rank_on["synth:music"].singular_values)[:-1]
+    one = {"trained": "speech", "measured": "music", "index": np.arange(1, len(values) + 1), "share": values}
+    assert "index of the singular value" in draw_small(shift_charts.spectra_chart(pd.DataFrame(one)))
+    history = pd.DataFrame(points, columns=["trained", "seed", "step", "rankme", "top", "heldout_loss"])
+    drawn = draw_small(shift_charts.history_chart(history))
+    assert "largest share" in drawn and "held-out loss" in drawn and "training step" in drawn
     assert "RankMe on the chosen audio" in draw_small(shift_charts.foreign_chart(shift.both(ranks, quality)))
     assert "music, synthetic" in draw_small(shift_charts.regret_chart(shift.choices(ranks, quality)))
     moments = shift.family_moments(short[0], ROOT / "data" / "runs")
