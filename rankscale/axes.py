@@ -318,6 +318,21 @@ def interval_words(low: float, high: float) -> str:
     return "no interval: single seeds" if np.isnan(low) else f"95 % interval [{low:.2f}, {high:.2f}]"
 
 
+def noise_words(table: pd.DataFrame, cell: str = "value") -> str:
+    """What intervals over a table of runs rest on where some cells have one run only; "" where all have several."""
+    sizes = table.groupby(cell)["seed"].nunique()
+    single, most = int((sizes == 1).sum()), int(sizes.max())
+    if not single:
+        return ""
+    if most == 1:
+        return "No cell has a second seed, so that nothing here can be told from luck."
+    return (
+        f"{single} of {len(sizes)} cells have one run only. An interval of a change takes their noise to be that of the "
+        f"others, which nobody has checked; and with {most} of {sizes.sum()} runs in one cell, a rank correlation over "
+        "runs is as much about its seeds as about the cells."
+    )
+
+
 def association(
     table: pd.DataFrame, x: str, y: str, cell: str = "value", joint: bool = False, draws: int = DRAWS, seed: int = 0
 ) -> Association:

@@ -497,7 +497,8 @@ def differences_chart(table: pd.DataFrame, columns: Mapping[str, str], name: str
     """What each kind changes against the centre: a panel for each of `columns` (column: title), and Q as the last.
 
     table: as `arms.variants` gives it. A dot is the difference of two runs of one seed, the bar the 95 % interval of
-    their mean (`arms.against_centre`), the band the centre's seeds around their mean.
+    their mean (`arms.against_centre`). The band spans the centre's seeds, seen from those of its runs that the kinds
+    are compared with: a kind's mean outside it lies outside all of the centre's seeds.
     """
     present = {f"q_{p}_{s}": measure_name(p, s) for s in SUITE_NAMES for p in PROBE_NAMES if f"q_{p}_{s}" in table}
     menu = _menu(list(present.values()), f"{name}_measure")
@@ -512,7 +513,8 @@ def _difference_panel(
     keys = ["label", "seed"]
     dots = less_base(table, list(columns)).rename(columns=columns).melt(keys, list(columns.values()), "measure", "low")
     own = table[table["label"] == MIDDLE]
-    spread = [(columns[c], own[c].min() - own[c].mean(), own[c].max() - own[c].mean()) for c in columns]
+    base = own[own["seed"].isin(dots["seed"])]
+    spread = [(columns[c], own[c].min() - base[c].mean(), own[c].max() - base[c].mean()) for c in columns]
     band = _near(pd.DataFrame(spread, columns=["measure", "low", "high"]))
     means = against_centre(table, columns)
     x = alt.X("low:Q", title=f"change of {title}", scale=alt.Scale(padding=10)).axis(tickCount=5)
@@ -547,7 +549,7 @@ def task_differences_chart(scores: pd.DataFrame, name: str = "task_differences")
     kinds, probes = list(means["label"].unique()), list(means["probe"].unique())
     kind = alt.param(name=f"{name}_kind", value=kinds[0], bind=alt.binding_select(options=kinds, name="kind: "))
     probe = alt.param(name=f"{name}_probe", value=probes[0], bind=alt.binding_select(options=probes, name="probe: "))
-    x = alt.X("low:Q", title="change of score").axis(tickCount=5)
+    x = alt.X("low:Q", title="change of score", scale=alt.Scale(padding=10)).axis(tickCount=5)
     y = alt.Y("task:N", title=None, sort=list(means["task"].unique())).axis(labelLimit=160)
     colours = alt.Scale(domain=list(SUITE_NAMES), range=CATEGORY_COLOURS[:2])
     colour = alt.Color("suite:N", title=None, scale=colours)
@@ -579,7 +581,7 @@ def axes_chart(table: pd.DataFrame, title: str = "") -> alt.Chart:
     legend = alt.Legend(columns=2, labelLimit=200)
     colour = alt.Color("series:N", title=None, scale=scale, legend=legend)
     shape = alt.Shape("series:N", title=None, scale=alt.Scale(domain=series), legend=legend)
-    x = alt.X("low:Q", title=title)
+    x = alt.X("low:Q", title=title, scale=alt.Scale(padding=10)).axis(tickCount=5)
     bars = alt.Chart(near).mark_rule(strokeWidth=2).encode(y=y, yOffset=offset, x=x, x2="high:Q", color=colour)
     dots = alt.Chart(near).mark_point(size=55, opacity=1)
     dots = dots.encode(y=y, yOffset=offset, x="estimate:Q", color=colour, shape=shape, tooltip=list(near.columns))

@@ -84,6 +84,14 @@ def test_an_interval_in_words_says_when_there_is_none():
     assert axes.interval_words(float("nan"), float("nan")) == "no interval: single seeds"
 
 
+def test_single_runs_are_said_aloud():
+    table = pd.DataFrame({"value": [1, 1, 1, 2, 3], "seed": [0, 1, 2, 0, 0]})
+    assert axes.noise_words(table).startswith("2 of 3 cells have one run only.")
+    assert "3 of 5 runs in one cell" in axes.noise_words(table)
+    assert "No cell has a second seed" in axes.noise_words(table[table["seed"] == 0])
+    assert axes.noise_words(table[table["value"] == 1]) == ""
+
+
 def test_without_a_second_seed_there_is_no_interval():
     table = seeded([1, 2, 4, 8], 1)
     found = axes.association(table, "x", "y")

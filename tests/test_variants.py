@@ -192,10 +192,21 @@ def test_a_ray_runs_from_the_centres_mean_to_its_kinds(table):
 def test_the_band_spans_the_centres_seeds(table):
     chart = axis_charts.differences_chart(table, {"rankme": "RankMe"}).to_dict()
     own = table.loc[table["label"] == "centre", "rankme"]
+    base = own[table["seed"].isin(table.loc[table["label"] != "centre", "seed"])].mean()
     bands = [row for rows in chart["datasets"].values() for row in rows if row.keys() == {"measure", "low", "high"}]
     (band,) = [row for row in bands if row["measure"] == "RankMe"]
-    assert (band["low"], band["high"]) == pytest.approx((own.min() - own.mean(), own.max() - own.mean()), rel=1e-3)
+    assert (band["low"], band["high"]) == pytest.approx((own.min() - base, own.max() - base), rel=1e-3)
     assert len(bands) == 1 + sum(name.startswith("q_") for name in table)
+
+
+def test_the_band_is_seen_from_the_runs_that_kinds_are_compared_with(table):
+    one_seed = table[(table["label"] == "centre") | (table["seed"] == 0)]
+    chart = axis_charts.differences_chart(one_seed, {"rankme": "RankMe"}).to_dict()
+    own = one_seed[one_seed["label"] == "centre"].set_index("seed")["rankme"]
+    bands = [row for rows in chart["datasets"].values() for row in rows if row.keys() == {"measure", "low", "high"}]
+    (band,) = [row for row in bands if row["measure"] == "RankMe"]
+    assert (band["low"], band["high"]) == pytest.approx((own.min() - own[0], own.max() - own[0]), rel=1e-3)
+    assert own[0] != pytest.approx(own.mean(), rel=1e-3)
 
 
 def test_the_centre_is_grey_and_every_kind_has_a_colour_of_its_own(table):
