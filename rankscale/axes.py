@@ -319,17 +319,17 @@ def interval_words(low: float, high: float) -> str:
 
 
 def noise_words(table: pd.DataFrame, cell: str = "value") -> str:
-    """What intervals over a table of runs rest on where some cells have one run only; "" where all have several."""
+    """What intervals over a table of runs rest on where some cells have one run only, in sentences."""
     sizes = table.groupby(cell)["seed"].nunique()
     single, most = int((sizes == 1).sum()), int(sizes.max())
     if not single:
-        return ""
+        return "Every cell has several runs."
     if most == 1:
         return "No cell has a second seed, so that nothing here can be told from luck."
     return (
-        f"{single} of {len(sizes)} cells have one run only. An interval of a change takes their noise to be that of the "
-        f"others, which nobody has checked; and with {most} of {sizes.sum()} runs in one cell, a rank correlation over "
-        "runs is as much about its seeds as about the cells."
+        f"{single} of {len(sizes)} cells have one run only. Where an interval stands beside them all the same, their "
+        f"noise is taken to be that of the others, which nobody has checked; and with {most} of {sizes.sum()} runs in "
+        "one cell, a rank correlation over runs is as much about its seeds as about the cells."
     )
 
 

@@ -89,7 +89,7 @@ def test_single_runs_are_said_aloud():
     assert axes.noise_words(table).startswith("2 of 3 cells have one run only.")
     assert "3 of 5 runs in one cell" in axes.noise_words(table)
     assert "No cell has a second seed" in axes.noise_words(table[table["seed"] == 0])
-    assert axes.noise_words(table[table["value"] == 1]) == ""
+    assert axes.noise_words(table[table["value"] == 1]) == "Every cell has several runs."
 
 
 def test_without_a_second_seed_there_is_no_interval():
