@@ -55,6 +55,30 @@ def broken_links(folder: Path) -> list[str]:
     return broken
 
 
+class Prose(HTMLParser):
+    """The words of a page, without code, tables and scripts."""
+
+    LEFT_OUT = ("script", "style", "pre", "code", "table")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.depth, self.words = 0, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.depth += tag in self.LEFT_OUT
+
+    def handle_endtag(self, tag):
+        self.depth -= tag in self.LEFT_OUT
+
+    def handle_data(self, data):
+        self.words += "" if self.depth else data
+
+    def slips(self) -> list[str]:
+        """Marks that were put out as they are, and numbers that there are none of: from text that code wrote."""
+        return re.findall(r"\bnan\b|(?<!\w)\*[A-Za-z][^*\n]{0,80}\*", self.words)
+
+
 @pytest.fixture(scope="session")
 def html() -> Path:
     """The book at smoke, built from the sources as they are now; quick if `make test` has built it already."""
@@ -117,6 +141,17 @@ def test_pages_are_light(html):
 def test_no_page_carries_a_path_of_this_machine(html):
     home = str(ROOT)
     assert [name for name in page_names(html) if home in (html / name).read_text(encoding="utf-8")] == []
+
+
+@built_book
+def test_text_that_code_writes_reads_as_prose(html):
+    found = {name: Prose((html / name).read_text(encoding="utf-8")).slips() for name in page_names(html)}
+    assert {name: slips for name, slips in found.items() if slips and name.startswith("chapters/")} == {}
+
+
+def test_slips_in_prose_are_found():
+    page = "<p>it is *much higher* [nan, 2 * 3 * 4]</p><pre>*args nan*</pre><script>nan</script> <code>*x*</code>"
+    assert Prose(page).slips() == ["*much higher*", "nan"]
 
 
 # --- the pages in a browser -------------------------------------------------------------------------------
